@@ -1,0 +1,107 @@
+"""Reads GGUF headers over HTTP by ranges, so that a model can be planned before it is downloaded."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from contextlib import closing
+from http.client import HTTPException
+from typing import Any, BinaryIO, cast
+from urllib.parse import quote, urlsplit
+from urllib.request import Request, urlopen
+
+from moehost.gguf import GgufError, GgufSet, Header, join, read_header, split_names
+
+FIRST_WINDOW_BYTES = 1 << 20  # enough for every shard but the first, which also carries the vocabulary
+LAST_WINDOW_BYTES = 16 << 20
+TIMEOUT_S = 30.0
+
+_HUB = re.compile(r"hf://(?P<owner>[^/@]+)/(?P<repo>[^/@]+)/(?P<path>[^@]+?)(@(?P<revision>[^/@]+))?")
+_CONTENT_RANGE = re.compile(r"bytes (?P<first>[0-9]+)-[0-9]+/(?P<total>[0-9]+)")
+_MENDS = {401: "give a token that may read it", 403: "give a token that may read it"}
+
+Opener = Callable[..., Any]
+
+
+def resolve(source: str, endpoint: str, revision: str = "main") -> str:
+    """The address of ``hf://OWNER/REPO/PATH[@REVISION]`` on the hub at `endpoint`; http(s) passes unchanged.
+
+    Raises GgufError when the source is neither.
+    """
+    if urlsplit(source).scheme in ("http", "https"):
+        return source
+    parts = _HUB.fullmatch(source)
+    if parts is None:
+        raise GgufError(f"{source}: is no model address; write hf://OWNER/REPO/PATH.gguf or https://...")
+    commit = quote(parts["revision"] or revision, safe="")
+    where = "/".join(
+        quote(part) for part in (parts["owner"], parts["repo"], "resolve", commit, parts["path"])
+    )
+    return f"{endpoint.rstrip('/')}/{where}"
+
+
+class _Ranges:
+    """A forward-only stream over one remote file, fetched in windows that double from 1 to 16 MiB."""
+
+    def __init__(self, url: str, name: str, token: str | None, opener: Opener) -> None:
+        self._url, self._name, self._token, self._open = url, name, token, opener
+        self._window = FIRST_WINDOW_BYTES
+        self._next, self._held = 0, b""
+        self._whole: BinaryIO | None = None  # set when the server answers a range with the whole file
+        self.size_bytes = 0
+        self._fetch()
+
+    def _fetch(self) -> None:
+        wanted = {"Range": f"bytes={self._next}-{self._next + self._window - 1}"}
+        request = Request(self._url, headers=wanted)  # noqa: S310 - read_url lets only http(s) through
+        if self._token:
+            # A hub redirects to a content server that must not see the token.
+            request.add_unredirected_header("Authorization", f"Bearer {self._token}")
+        response = self._open(request, timeout=TIMEOUT_S)
+        length = response.headers.get("Content-Length", "")
+        if response.status == 200 and self._next == 0 and length.isdecimal():
+            self._whole, self.size_bytes = response, int(length)
+            return
+        with response:
+            self._held = response.read(self._window)
+        part = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
+        if part is None or int(part["first"]) != self._next or not self._held:
+            raise GgufError(f"{self._name}: its server answers ranges wrongly; download the file first")
+        if self.size_bytes not in (0, int(part["total"])):
+            raise GgufError(f"{self._name}: changed while it was read; try again")
+        self.size_bytes = int(part["total"])
+        self._next += len(self._held)
+        self._window = min(2 * self._window, LAST_WINDOW_BYTES)
+
+    def read(self, count: int) -> bytes:
+        """Up to `count` bytes, none at the end; a window is used up before the next one is fetched."""
+        if self._whole is not None:
+            return self._whole.read(count)
+        if not self._held and self._next < self.size_bytes:
+            self._fetch()
+        part, self._held = self._held[:count], self._held[count:]
+        return part
+
+    def close(self) -> None:
+        if self._whole is not None:
+            self._whole.close()
+
+
+def read_url(url: str, token: str | None = None, opener: Opener = urlopen) -> GgufSet:
+    """Reads the headers of one remote model, all shards of its set included, and none of its weights.
+
+    A server that ignores ranges is read until the header ends. `token` is sent to the first host only.
+    Raises GgufError for another scheme than http(s), a refused request, and every fault `read_header` names.
+    """
+    if urlsplit(url).scheme not in ("http", "https"):
+        raise GgufError(f"{url}: is no web address; write https://... or resolve hf://... first")
+    query = urlsplit(url).query
+    headers: list[Header] = []
+    for name in split_names(url.partition("?")[0]):
+        try:
+            with closing(_Ranges(f"{name}?{query}" if query else name, name, token, opener)) as stream:
+                headers.append(read_header(cast(BinaryIO, stream), stream.size_bytes, name))
+        except (OSError, HTTPException) as error:
+            mend = _MENDS.get(getattr(error, "code", 0), "check its host, path and revision")
+            raise GgufError(f"{name}: cannot be fetched ({error}); {mend}") from error
+    return join(headers)
