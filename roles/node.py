@@ -1,7 +1,9 @@
 """The node that a deploy is at, as its owner described it."""
 
+from pathlib import Path
+
 from pyinfra import host, logger, state
-from pyinfra.api import PyinfraError
+from pyinfra.api.exceptions import PyinfraError
 
 from moehost import settings
 
@@ -12,10 +14,15 @@ def this_node() -> settings.Node | None:
     Nothing has been touched by then, and the other hosts go on.
     """
     try:
-        return settings.read(host.data.dict())
+        node = settings.read(host.data.dict())
+        absent = [(key, path) for key, path in node.local_files.items() if not Path(path).expanduser().is_file()]
+        if not absent:
+            return node
+        lines = [f"{key}: {path} is not a file on this computer; make it or correct the path" for key, path in absent]
     except settings.SettingsError as error:
-        for line in error.lines:
-            host.log_styled(line, fg="red", log_func=logger.error)
+        lines = error.lines
+    for line in lines:
+        host.log_styled(line, fg="red", log_func=logger.error)
     # As State.fail_hosts does, without its question on the terminal.
     state.failed_hosts.add(host)
     state.active_hosts.discard(host)

@@ -7,7 +7,7 @@ from pyinfra.operations import server
 from moehost.settings import Node
 from roles.operations import dpkg_configured, files, packages, render
 
-PACKAGES = ["aria2", "ca-certificates", "curl", "iproute2", "procps", "python3-minimal"]
+PACKAGES = ["aria2", "ca-certificates", "curl", "iproute2", "procps", "python3"]
 PROGRAMS = "/usr/local/libexec/moehost"
 DIRECTORIES = [
     # path, owner, mode

@@ -74,7 +74,7 @@ class Release(FactBase[dict[str, Any]]):
 
     def command(self) -> str:
         return (
-            f"echo current=$(basename \"$(readlink {CURRENT})\" 2>/dev/null); "
+            f'echo current=$(basename "$(readlink {CURRENT})" 2>/dev/null); '
             "cd /opt/moehost/engine/releases 2>/dev/null && for each in */build.json; do "
             'test -f "$each" && echo "release=${each%/build.json}"; done; true'
         )

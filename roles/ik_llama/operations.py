@@ -72,7 +72,12 @@ def packaged_release(package: str) -> Iterator[StringCommand]:
     name = re.sub(r"[^A-Za-z0-9.+-]", "_", f"{engine['package']}-{engine['sha256'][:12]}")
     state = host.get_fact(Release)
     if name not in state["releases"]:
-        build = {"source": "package", "dialect": "llama.cpp", **engine, "proofs": {"version": engine["version"]}}
+        build = {
+            "source": "package",
+            "dialect": "llama.cpp",
+            **engine,
+            "proofs": {"version": engine["version"]},
+        }
         new = f"{RELEASES}/.{name}"
         yield StringCommand("rm", "-rf", QuoteString(new), "&&", "mkdir", "-p", QuoteString(f"{new}/bin"))
         yield StringCommand("ln", "-s", QuoteString(engine["path"]), QuoteString(f"{new}/bin/llama-server"))

@@ -24,20 +24,24 @@ def llama_server(node: Node) -> None:
     gone(name="Take away services that are no longer described", services=[each.name for each in node.services])
     for index, service in host.loop(list(enumerate(node.services))):
         pyinfra_files.directory(name=f"Make {folder(service.name)}", path=folder(service.name), mode="755")
-        keys = Path(service.api_keys_file).read_text() if service.api_keys_file else None
+        keys = Path(service.api_keys_file).expanduser().read_text() if service.api_keys_file else None
         api_keys(name=f"Have an API key for {service.name}", service=service.name, keys=keys)
         model = source.parse(service.model.source, service.model.revision)
         model_path = f"{node.models_dir}/{service.model.name}/{model.names[0]}"
         offload = engine.Offload(
-            context=service.context, parallel=service.parallel, batch=service.batch, ubatch=service.ubatch,
-            threads=service.threads or 2, threads_batch=service.threads_batch or service.threads or 2,
-            kv_type_k=service.kv_type, kv_type_v=service.kv_type,
+            context=service.context,
+            parallel=service.parallel,
+            batch=service.batch,
+            ubatch=service.ubatch,
+            threads=service.threads or 2,
+            threads_batch=service.threads_batch or service.threads or 2,
+            kv_type_k=service.kv_type,
+            kv_type_v=service.kv_type,
         )
         running(
             name=f"Run {service.name}, warm",
-            node=node,
             service=service,
             index=index,
-            arguments=engine.command_line(service, model_path, offload, "llama.cpp"),
+            offload=offload,
             model_path=model_path,
         )

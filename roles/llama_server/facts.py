@@ -38,7 +38,10 @@ class ArgumentsProbe(FactBase[str]):
     def command(self, arguments: list[str]) -> StringCommand:
         # HOME and the working directory: some engines write a log or a cache there.
         return StringCommand(
-            "cd /tmp && HOME=/tmp timeout 60", SERVER, *(QuoteString(word) for word in arguments), "2>&1 | tail -n 700"
+            "cd /tmp && HOME=/tmp timeout 60",
+            SERVER,
+            *(QuoteString(word) for word in arguments),
+            "2>&1 | tail -n 700",
         )
 
     def process(self, output: list[str]) -> str:

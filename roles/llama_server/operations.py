@@ -10,11 +10,18 @@ from pyinfra import host, logger
 from pyinfra.api import FunctionCommand, QuoteString, StringCommand, operation
 
 from moehost import engine
-from moehost.settings import Node, Service
+from moehost.settings import Service
 from moehost.unit import exec_line
 from roles.base import PROGRAMS
 from roles.facts import FileStates
-from roles.llama_server.facts import SERVER, ArgumentsProbe, EngineContract, Inputs, InstalledServices, ServiceState
+from roles.llama_server.facts import (
+    SERVER,
+    ArgumentsProbe,
+    EngineContract,
+    Inputs,
+    InstalledServices,
+    ServiceState,
+)
 from roles.operations import files, refuse, render
 
 UNITS = "/etc/systemd/system"
@@ -26,7 +33,7 @@ def folder(service: str) -> str:
     return f"/etc/moehost/{service}"
 
 
-def unit_text(service: Service, arguments: list[str], model_path: str, generation: str) -> str:
+def unit_text(service: Service, arguments: list[str], model_path: str, gpus: bool, generation: str) -> str:
     """The unit of a service; `generation` is what the running process is recognised by."""
     return render(
         "llama_server/llama-server.service.j2",
@@ -36,6 +43,7 @@ def unit_text(service: Service, arguments: list[str], model_path: str, generatio
         model_dir=model_path.rpartition("/")[0],
         folder=folder(service.name),
         programs=PROGRAMS,
+        gpus=gpus,
         generation=generation,
     )
 
@@ -61,17 +69,16 @@ def api_keys(service: str, keys: str | None) -> Iterator[Any]:
 
 
 @operation()
-def running(node: Node, service: Service, index: int, arguments: list[str], model_path: str) -> Iterator[Any]:
+def running(service: Service, index: int, offload: engine.Offload, model_path: str) -> Iterator[Any]:
     """
     Have a service run as described, and wait until it has answered.
 
     Its command line is checked against the engine before the service that runs is touched. It restarts when what
     it was started with (unit, engine, model, keys) is not what it should be, however the last run ended.
 
-    + node: the settings of the node
     + service: the settings of the service
     + index: where the service stands in the settings, for messages
-    + arguments: arguments of llama-server
+    + offload: where the model's tensors live
     + model_path: first file of the model
     """
     where = f"services[{index}]"
@@ -79,7 +86,10 @@ def running(node: Node, service: Service, index: int, arguments: list[str], mode
     state = host.get_fact(ServiceState, unit=service.unit, port=service.port)
     keys = f"{folder(service.name)}/api-keys"
     inputs = host.get_fact(Inputs, model_dir=model_path.rpartition("/")[0], keys=keys)
-    blank = unit_text(service, arguments, model_path, generation="")
+    dialect = json.loads(contract["build"])["dialect"] if contract else "llama.cpp"
+    arguments = engine.command_line(service, model_path, offload, dialect)
+    gpus = offload.gpu_layers is not None
+    blank = unit_text(service, arguments, model_path, gpus, generation="")
     generation = hashlib.sha256(f"{blank}\n{inputs}".encode()).hexdigest()[:16]
 
     if state.get("generation") != generation and (problem := _problem(where, service, arguments, contract, state)):
@@ -90,7 +100,7 @@ def running(node: Node, service: Service, index: int, arguments: list[str], mode
     changes = [
         *files._inner(
             contents={
-                f"{UNITS}/{service.unit}": unit_text(service, arguments, model_path, generation),
+                f"{UNITS}/{service.unit}": unit_text(service, arguments, model_path, gpus, generation),
                 f"{folder(service.name)}/plan.json": json.dumps(plan, indent=2) + "\n",
             }
         )

@@ -77,6 +77,28 @@ def _hosts(inventory: str) -> list[dict[str, Any]]:
     return hosts
 
 
+@main.command("tiny-model")
+@click.argument("path", type=click.Path(dir_okay=False, path_type=Path), default=".sandbox/tiny-qwen35moe.gguf")
+@click.option("--shards", type=click.IntRange(1, 99), default=1, show_default=True, help="Files to split it into.")
+@click.option("--merged-gate-up", is_flag=True, help="Gate and up experts in one tensor.")
+@click.option("--mtp", is_flag=True, help="With a layer for multi-token prediction.")
+@click.option("--seed", default=0, show_default=True, help="Seed of the random weights.")
+def tiny_model(path: Path, shards: int, merged_gate_up: bool, mtp: bool, seed: int) -> None:
+    """Write a model of random weights with the tensor layout of Qwen3.5-MoE: it loads, answers, and talks gibberish.
+
+    \b
+    Example:
+        moehost tiny-model
+        moehost tiny-model /tmp/tiny.gguf --shards 3
+    """
+    from moehost import synthetic  # numpy takes a moment, and the other commands don't need it
+
+    shape = synthetic.Shape(shards=shards, merged_gate_up=merged_gate_up, mtp=mtp, seed=seed)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for written in synthetic.write(path, shape):
+        click.echo(f"{written} {written.stat().st_size / 1e6:.1f} MB")
+
+
 @main.group("sandbox")
 def sandbox_group() -> None:
     """A node without hardware: Debian 13 with systemd in a container on this computer."""

@@ -19,7 +19,7 @@ Dialect = Literal["ik", "llama.cpp"]
 
 # Accepted by ik_llama.cpp 8337e4cd but not printed by its --help.
 IK_HIDDEN_FLAGS = frozenset(
-    "-a --alias --n-predict --embeddings --n-gpu-layers --n-gpu-layers-draft --peg --all-logits --output-file".split()
+    ["-a", "--alias", "--n-predict", "--embeddings", "--n-gpu-layers", "--n-gpu-layers-draft", "--peg"]
 )
 # systemd expands %d to the unit's credentials directory.
 API_KEYS = "%d/api-keys"
@@ -100,7 +100,14 @@ def command_line(service: Service, model_path: str, offload: Offload, dialect: D
         *("-m", model_path, "--alias", service.name),
         *("--host", service.host, "--port", str(service.port), "--api-key-file", API_KEYS),
         *offload_arguments(offload, dialect),
-        *("--temp", f"{sampling.temperature:g}", "--top-k", str(sampling.top_k), "--top-p", f"{sampling.top_p:g}"),
+        *(
+            "--temp",
+            f"{sampling.temperature:g}",
+            "--top-k",
+            str(sampling.top_k),
+            "--top-p",
+            f"{sampling.top_p:g}",
+        ),
         *("--min-p", f"{sampling.min_p:g}", "--repeat-penalty", f"{sampling.repeat_penalty:g}"),
         # No slots endpoint: it shows the prompts of others.
         *("--jinja", "--metrics", "--no-slots"),

@@ -37,7 +37,12 @@ class SandboxError(RuntimeError):
 def mirror() -> str | None:
     """The Debian mirror of this computer, or None where it has none (mmdebstrap then uses its own default)."""
     listing = subprocess.run(
-        ["apt-get", "indextargets", "--format", "$(CREATED_BY) $(COMPONENT) $(ORIGIN) $(RELEASE) $(REPO_URI)"],
+        [
+            "apt-get",
+            "indextargets",
+            "--format",
+            "$(CREATED_BY) $(COMPONENT) $(ORIGIN) $(RELEASE) $(REPO_URI)",
+        ],
         capture_output=True,
         text=True,
     ).stdout

@@ -11,15 +11,35 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from moehost import source
 
 # Keys of an inventory that belong to pyinfra: global arguments and its connectors' data.
 PYINFRA_KEYS = re.compile(r"^(_|(ssh|podman|podmanssh|docker|dockerssh|fake|chroot|vagrant|terraform)_)")
 
-Name = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?$")]
-ModelName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
+
+def _matching(pattern: str, rule: str) -> AfterValidator:
+    """A string that matches a pattern; the message states the rule in words."""
+
+    def check(value: str) -> str:
+        if not re.fullmatch(pattern, value):
+            raise ValueError(f"{value!r}: {rule}")
+        return value
+
+    return AfterValidator(check)
+
+
+Name = Annotated[
+    str, _matching(r"[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?", "use lower-case letters, digits and dashes, at most 40")
+]
+ModelName = Annotated[
+    str, _matching(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", "use letters, digits, dots, dashes and underscores")
+]
+Folder = Annotated[str, _matching(r"(/[A-Za-z0-9._-]+)+", "write an absolute path of letters, digits and ._-")]
+MemoryMax = Annotated[
+    str, _matching(r"[1-9][0-9]?%|100%|[1-9][0-9]*[MGT]|infinity", "write e.g. 92%, 700G or infinity, as in systemd")
+]
 Port = Annotated[int, Field(ge=1, le=65535)]
 KvType = Literal["f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"]
 
@@ -48,7 +68,8 @@ class Model(Settings):
     )
     revision: str | None = Field(None, description="commit of the `hf://` repository, if not in `source`")
     sha256: dict[str, str] = Field(
-        default_factory=dict, description="SHA-256 of each file; required for `https://`, known by the hub for `hf://`"
+        default_factory=dict,
+        description="SHA-256 of each file; required for `https://`, known by the hub for `hf://`",
     )
 
     @model_validator(mode="after")
@@ -82,7 +103,8 @@ class Service(Settings):
     model: Model
     runtime: Literal["native"] = Field("native", description="`native`: a systemd unit")
     placement: Literal["auto", "cpu-moe"] = Field(
-        "auto", description="where the routed experts live: `auto` (the planner) or `cpu-moe` (all on the CPU)"
+        "auto",
+        description="where the routed experts live: `auto` (the planner) or `cpu-moe` (all on the CPU)",
     )
     context: int = Field(8192, ge=512, description="context in tokens, shared by all slots")
     parallel: int = Field(1, ge=1, le=64, description="slots: requests that are served at once")
@@ -98,7 +120,9 @@ class Service(Settings):
         None, description="file on this computer with one key per line; without it a key is made on the node"
     )
     memory_max: str = Field(
-        "92%", pattern=r"^([1-9][0-9]?%|100%|[1-9][0-9]*[MGT]|infinity)$", description="MemoryMax= of the unit"
+        "92%",
+        pattern=r"^([1-9][0-9]?%|100%|[1-9][0-9]*[MGT]|infinity)$",
+        description="MemoryMax= of the unit",
     )
     start_timeout_s: int = Field(2700, ge=10, description="how long a start may take: a load of 200 GB takes minutes")
     server_args: list[str] = Field(default_factory=list, description="flags that are added last, checked as all are")
@@ -117,7 +141,9 @@ class Service(Settings):
     def _args_can_stand_in_a_unit(cls, value: list[str]) -> list[str]:
         for arg in value:
             if not arg or re.search(r"[\\%$\n\"']", arg):
-                raise ValueError(f"{arg!r} is empty or holds one of \\ % $ \" ' or a line break, which a unit would change")
+                raise ValueError(
+                    f"{arg!r} is empty or holds one of \\ % $ \" ' or a line break, which a unit would change"
+                )
         return value
 
     @property
@@ -150,7 +176,7 @@ class Node(Settings):
 
     services: list[Service] = Field(default_factory=list, description="the services of this node")
     engine: Engine = Field(default_factory=lambda: Engine.model_validate({}))
-    models_dir: str = Field("/srv/models", pattern=r"^/[A-Za-z0-9._/-]+$", description="the model store")
+    models_dir: Folder = Field("/srv/models", description="the model store")
     hf_endpoint: str = Field("https://huggingface.co", description="hub that `hf://` sources come from")
     hf_token_file: str | None = Field(None, description="file on this computer that holds the hub's token")
     download_connections: int = Field(8, ge=1, le=16, description="parallel ranges of a download")
@@ -175,6 +201,13 @@ class Node(Settings):
             if models.setdefault(service.model.name, service.model) != service.model:
                 raise ValueError(f"services[{index}].model: another service has a different model of this name")
         return self
+
+    @property
+    def local_files(self) -> dict[str, str]:
+        """Files on this computer that the settings name, by the key's path."""
+        files = {f"services[{n}].api_keys_file": each.api_keys_file for n, each in enumerate(self.services)}
+        files["hf_token_file"] = self.hf_token_file
+        return {key: path for key, path in files.items() if path is not None}
 
     @property
     def models(self) -> list[Model]:
