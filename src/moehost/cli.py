@@ -153,6 +153,37 @@ def status(name: str) -> None:
 
 
 @sandbox_group.command()
+@click.argument("question")
+@click.option("--service", default="tiny", show_default=True, help="Name of the service to ask.")
+@click.option("--tokens", default=48, show_default=True, help="Length of the answer, at most.")
+@_name
+def ask(question: str, service: str, tokens: int, name: str) -> None:
+    """Ask a service of the sandbox, with its key, and print the answer.
+
+    \b
+    Example:
+        moehost sandbox ask "What is a mixture of experts?"
+    """
+    folder = f"/etc/moehost/{service}"
+    arguments = json.loads(sandbox.execute(name, "cat", f"{folder}/plan.json"))["argv"]
+    port = arguments[arguments.index("--port") + 1]
+    key = sandbox.execute(name, "cat", f"{folder}/api-keys").split()[0]
+    body = {"messages": [{"role": "user", "content": question}], "max_tokens": tokens}
+    # The key goes to curl over standard input: arguments can be read by everybody.
+    config = f'header = "Authorization: Bearer {key}"\ndata = {json.dumps(json.dumps(body))}\n'
+    url = f"http://127.0.0.1:{port}/v1/chat/completions"
+    answer = json.loads(sandbox.execute(name, "curl", "--silent", "--show-error", "--config", "-", url, stdin=config))
+    if "error" in answer:
+        stop(f"{service} answers: {answer['error'].get('message', answer['error'])}", code=1)
+    click.echo(answer["choices"][0]["message"]["content"].strip())
+    timings = answer["timings"]
+    say(
+        f"prompt {timings['prompt_n']} tokens at {timings['prompt_per_second']:.0f} tok/s, "
+        f"answer {timings['predicted_n']} tokens at {timings['predicted_per_second']:.0f} tok/s"
+    )
+
+
+@sandbox_group.command()
 @_name
 def shell(name: str) -> None:
     """Open a shell in the sandbox.
