@@ -1,7 +1,7 @@
 """The model store: where a model stands, how its successor is put together beside it and takes its place.
 
     STORE/NAME/                  shards, tensors.json, manifest.json: whole and verified, or not there at all
-    STORE/.incoming/NAME.lock    held by the run that works on NAME, and by its download program
+    STORE/.incoming/.NAME.lock   held by the run that works on NAME, and by its download program
     STORE/.incoming/NAME/        progress.json, job.json (what the files below belong to)
         files/                   the successor: X.gguf is verified, X.gguf.part is not; manifest.json is last
         old/                     the predecessor, between the two renames of a switch and until it is removed
@@ -85,7 +85,7 @@ class Shelf:
             raise StoreError(f"{self.store}: there is no such folder; create it or mount its disk")
         self.incoming.mkdir(parents=True, exist_ok=True)
         lock = os.open(
-            self.incoming.with_name(f"{self.model}.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600
+            self.incoming.with_name(f".{self.model}.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600
         )
         try:
             try:
