@@ -165,8 +165,8 @@ def layout(shape: Shape) -> dict[str, tuple[int, ...]]:
 def write(path: Path, shape: Shape) -> list[Path]:
     """Writes a model to `path` and returns the files, in the order in which an engine reads them.
 
-    With more than one shard the files are named `NAME-00001-of-00003.gguf` after `path`, and an engine is given
-    the first. Existing files are overwritten. Raises OSError.
+    Shards are named after `path`: `NAME-00001-of-00003.gguf`, and so on. Existing files are overwritten.
+    Raises OSError.
     """
     writer = GGUFWriter(path, ARCHITECTURE)
     _add_metadata(writer, shape)
@@ -281,9 +281,11 @@ def _values(shape: Shape, name: str, dimensions: tuple[int, ...]) -> NDArray[np.
             values[:, 0] = PENALTY
             values[BYTES : -len(CONTROL_TOKENS), 0] = 0
         case "nextn.eh_proj.weight":
-            values[0] = 0
-            values[:, : shape.embedding] = np.eye(shape.embedding, dtype=np.float32)
+            values[:, : shape.embedding] = np.eye(shape.embedding)
+            values[:, shape.embedding :] /= 4
+            values[0, shape.embedding :] = 0
         case "attn_output.weight" | "ssm_out.weight" | "ffn_down_exps.weight" | "ffn_down_shexp.weight":
+            values /= np.float32(np.sqrt(2 * shape.layers))  # or the layers would drown the embedding
             values[..., 0, :] = 0
     return values
 
