@@ -28,7 +28,7 @@ def base(node: Node) -> None:
     # Two deploys, or a timer of the system's, may hold the package lists' lock for a while.
     packages(name="Install packages", wanted=PACKAGES, _retries=5, _retry_delay=10)
     server.group(name="Add the group", group="moehost", system=True)
-    server.user(
+    server.user(  # noqa: S604
         name="Add the service account",
         user="moehost",
         group="moehost",

@@ -37,8 +37,8 @@ def package_installed(package: str) -> Iterator[Any]:
     mirrors = host.get_fact(Mirrors, codename=codename)
     if system and not (suite and mirrors):
         yield refuse(
-            f"engine.source: 'package' needs {package}, which {system.get('PRETTY_NAME', 'this system')} does not have; "
-            "Debian 13 and later do"
+            f"engine.source: 'package' needs {package}, which {system.get('PRETTY_NAME', 'this system')} "
+            "does not have; Debian 13 and later do"
         )
         return
     values = {"suite": suite, "mirror": mirrors[0] if mirrors else ""}
