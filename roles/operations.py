@@ -75,7 +75,7 @@ def files(contents: dict[str, str], mode: str = "644", owner: str = "root:root")
     """
     Have text files with these contents, each replaced in one step.
 
-    + contents: path of each file and the text in it; the parent directories must be there
+    + contents: path of each file and the text in it; parent directories are made
     + mode: permissions of the files
     + owner: user and group of the files, `user:group`
     """
@@ -88,7 +88,7 @@ def files(contents: dict[str, str], mode: str = "644", owner: str = "root:root")
         new = QuoteString(f"{path}.new")
         # Over standard input: no temporary file that others may read, no text in a command line.
         yield StringCommand(
-            "install", "-m", mode, "-o", user, "-g", group, "/dev/stdin", new,
+            "install", "-D", "-m", mode, "-o", user, "-g", group, "/dev/stdin", new,
             "&&", "sync", new, "&&", "mv", "-T", new, QuoteString(path),
             _stdin=contents[path],
         )  # fmt: skip

@@ -62,9 +62,11 @@ def api_keys(service: str, keys: str | None) -> Iterator[Any]:
     elif host.get_fact(FileStates, paths=[path]):
         host.noop("the service has a key")
     else:
+        new = QuoteString(f"{path}.new")
         yield StringCommand(
-            "umask 077 && head -c 32 /dev/urandom | base64 | tr '+/' '-_' | tr -d '=' >", QuoteString(f"{path}.new"),
-            "&& sync", QuoteString(f"{path}.new"), "&& mv", QuoteString(f"{path}.new"), QuoteString(path),
+            "mkdir -p", QuoteString(folder(service)), "&& umask 077",
+            "&& head -c 32 /dev/urandom | base64 | tr '+/' '-_' | tr -d '=' >", new,
+            "&& sync", new, "&& mv", new, QuoteString(path),
         )  # fmt: skip
 
 
