@@ -100,6 +100,8 @@ def test_no_space_on_the_disk(node):
         assert node.run("find /srv/small -name '*.gguf*'") == ""
     finally:
         node.run("umount /srv/small && rm -rf /srv/small /srv/big.gguf")
+        # The guards and directories of that deploy were in order: tmpfiles.d named the other store.
+        assert len(changes(node.deploy())) == 1
 
 
 def test_local_file_that_is_not_there(node):
