@@ -48,19 +48,6 @@ class OsRelease(FactBase[dict[str, str]]):
         return {key: value.strip('"') for key, value in pairs}
 
 
-class Text(FactBase[str | None]):
-    """The text of a small file, or None without one.
-
-    + path: path of the file
-    """
-
-    def command(self, path: str) -> StringCommand:
-        return StringCommand("! test -e", QuoteString(path), "|| cat", QuoteString(path))
-
-    def process(self, output: list[str]) -> str:
-        return "\n".join(output) + "\n"
-
-
 class FileStates(FactBase[dict[str, tuple[str, str, str]]]):
     """SHA-256, permissions and `owner:group` of each of the files that is there.
 

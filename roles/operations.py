@@ -32,12 +32,12 @@ def render(template: str, **values: Any) -> str:
 
 def refuse(reason: str) -> FunctionCommand:
     """The command that fails this host with one line (an exception would end the run of every host)."""
+    return FunctionCommand(_refused, (reason,), {})
 
-    def fail(state: Any, host: Any) -> bool:
-        host.log_styled(reason, fg="red", log_func=logger.error)
-        return False
 
-    return FunctionCommand(fail, (), {})
+def _refused(state: Any, host: Any, reason: str) -> bool:
+    host.log_styled(reason, fg="red", log_func=logger.error)
+    return False
 
 
 @operation()
