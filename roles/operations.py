@@ -81,7 +81,7 @@ def files(contents: dict[str, str], mode: str = "644", owner: str = "root:root")
     """
     found = host.get_fact(FileStates, paths=list(contents))
     different = [
-        path for path, text in contents.items() if found.get(path) != (_sha256(text), mode.lstrip("0"), owner)
+        path for path, text in contents.items() if found.get(path) != [_sha256(text), mode.lstrip("0"), owner]
     ]
     user, _, group = owner.partition(":")
     for path in different:

@@ -64,7 +64,7 @@ def test_a_file_has_digest_permissions_and_owner(node):
     path = node.write("/etc/with a blank and 'quotes'", "text", mode=0o600)
     state = node.ask(FileStates, paths=[path, f"{path}.absent", str(node.folder)])
     owner = subprocess.run(["stat", "-c", "%U:%G", path], capture_output=True, text=True).stdout.strip()
-    assert state == {path: (hashlib.sha256(b"text").hexdigest(), "600", owner)}
+    assert state == {path: [hashlib.sha256(b"text").hexdigest(), "600", owner]}
 
 
 def test_directories_that_are_there_and_an_account_that_is_not(node):
