@@ -36,12 +36,12 @@ def refuse(reason: str) -> FunctionCommand:
     """The command that fails this host with one line (an exception would end the run of every host)."""
     if not state.is_executing:
         host.log_styled(f"will fail: {reason}", fg="yellow", log_func=logger.warning)
+    return FunctionCommand(_refused, (reason,), {})
 
-    def fail(state: Any, host: Any) -> bool:
-        host.log_styled(reason, fg="red", log_func=logger.error)
-        return False
 
-    return FunctionCommand(fail, (), {})
+def _refused(state: Any, host: Any, reason: str) -> bool:
+    host.log_styled(reason, fg="red", log_func=logger.error)
+    return False
 
 
 @operation()
@@ -85,7 +85,7 @@ def files(contents: dict[str, str], mode: str = "644", owner: str = "root:root")
     """
     found = host.get_fact(FileStates, paths=list(contents))
     different = [
-        path for path, text in contents.items() if found.get(path) != (_sha256(text), mode.lstrip("0"), owner)
+        path for path, text in contents.items() if found.get(path) != [_sha256(text), mode.lstrip("0"), owner]
     ]
     user, _, group = owner.partition(":")
     for path in different:

@@ -145,7 +145,7 @@ def _upload(order: Order) -> Iterator[Any]:
     there = host.get_fact(FileStates, paths=list(targets.values()))
     yield StringCommand("mkdir", "-p", QuoteString(folder))
     for path, target in targets.items():
-        if there.get(target, ("",))[0] != order.sha256[path.name]:
+        if there.get(target, [""])[0] != order.sha256[path.name]:
             yield FileUploadCommand(str(path), target, remote_temp_filename=host.get_temp_filename(target))
             yield StringCommand("chmod 644", QuoteString(target))
 
