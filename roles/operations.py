@@ -35,7 +35,7 @@ def render(template: str, **values: Any) -> str:
 def refuse(reason: str) -> FunctionCommand:
     """The command that fails this host with one line (an exception would end the run of every host)."""
     if not state.is_executing:
-        host.log_styled(f"will fail: {reason}", fg="yellow", log_func=logger.warning)
+        logger.warning("%swill fail: %s", host.print_prefix, reason)
     return FunctionCommand(_refused, (reason,), {})
 
 
