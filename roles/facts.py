@@ -65,3 +65,30 @@ class FileStates(FactBase[dict[str, list[str]]]):
     def process(self, output: list[str]) -> dict[str, list[str]]:
         fields = (line.split(" ", 3) for line in output)
         return {path: state for *state, path in fields}
+
+
+class Machine(FactBase[dict[str, str]]):
+    """What a machine says of its processor, memory and cards, as text for `moehost.hardware.node_from_facts`."""
+
+    default = dict
+    # Key of the text, and the command that prints it; what a machine lacks is empty.
+    commands = {
+        "lscpu": "LC_ALL=C lscpu -J",
+        "meminfo": "grep -E '^(MemTotal|MemAvailable|HugePages_Total|Hugepagesize):' /proc/meminfo",
+        "nvidia_smi": f"nvidia-smi --query-gpu={NVIDIA_SMI_QUERY} --format=csv,noheader,nounits",
+        "has_memory": "cat /sys/devices/system/node/has_memory",
+        "l3_ids": "cat /sys/devices/system/cpu/cpu*/cache/index3/id",
+    }
+
+    def command(self) -> str:
+        return "; ".join(f"echo '=== {key}'; {command} 2>/dev/null" for key, command in self.commands.items()) + "; true"
+
+    def process(self, output: list[str]) -> dict[str, str]:
+        texts: dict[str, str] = dict.fromkeys(self.commands, "")
+        key = ""
+        for line in output:
+            if line.startswith("=== "):
+                key = line.removeprefix("=== ")
+            else:
+                texts[key] += f"{line}\n"
+        return texts
