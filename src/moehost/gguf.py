@@ -259,18 +259,19 @@ def _tensor(cursor: _Cursor, name: str) -> Tensor:
 
 def _measured(tensors: Sequence[Tensor], data_bytes: int, alignment: int, name: str) -> tuple[Tensor, ...]:
     """The same tensors with all sizes known and proven to lie apart from each other and inside the file."""
+    order = sorted(range(len(tensors)), key=lambda index: tensors[index].offset)
     measured = list(tensors)
-    end, fault = data_bytes, "reaches beyond the file's end"
-    for index in sorted(range(len(tensors)), key=lambda index: tensors[index].offset, reverse=True):
+    for index, following in zip(order, [*order[1:], None], strict=True):
         tensor = tensors[index]
+        end = data_bytes if following is None else tensors[following].offset
         room = end - tensor.offset
         if tensor.offset % alignment:
             _fail(name, f"puts tensor {tensor.name[:60]!r} off the alignment of {alignment} bytes")
         if room < tensor.size_bytes or room <= 0:
-            _fail(name, f"has a tensor {tensor.name[:60]!r} that {fault}")
+            cause = "reaches beyond the file's end" if following is None else "overlaps the next one"
+            _fail(name, f"has a tensor {tensor.name[:60]!r} that {cause}")
         if tensor.size_bytes == 0:
             measured[index] = replace(tensor, size_bytes=room)
-        end, fault = tensor.offset, "overlaps the next one"
     return tuple(measured)
 
 

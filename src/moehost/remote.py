@@ -34,9 +34,7 @@ def resolve(source: str, endpoint: str, revision: str = "main") -> str:
     if parts is None:
         raise GgufError(f"{source}: is no model address; write hf://OWNER/REPO/PATH.gguf or https://...")
     commit = quote(parts["revision"] or revision, safe="")
-    where = "/".join(
-        quote(part) for part in (parts["owner"], parts["repo"], "resolve", commit, parts["path"])
-    )
+    where = "/".join(quote(part) for part in (parts["owner"], parts["repo"], "resolve", commit, parts["path"]))
     return f"{endpoint.rstrip('/')}/{where}"
 
 

@@ -129,9 +129,7 @@ def write_split(folder: Path, layout: Layout, count: int) -> list[Path]:
     return paths
 
 
-def qwen35_397b(
-    experts: str = "IQ4_NL", dense: str = "Q8_0", mtp: bool = False, merged: bool = False
-) -> Layout:
+def qwen35_397b(experts: str = "IQ4_NL", dense: str = "Q8_0", mtp: bool = False, merged: bool = False) -> Layout:
     """Qwen3.5-397B-A17B: 60 layers, every fourth with full attention, the others with gated delta-net.
 
     `mtp` adds the multi-token-prediction layer as blk.60, `merged` stores gate and up as one tensor.

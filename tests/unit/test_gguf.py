@@ -58,9 +58,7 @@ class TestReading:
         layout = Layout({}, [("a.weight", (256, 8), "IQ4_KSS")])
         assert read_model(write(tmp_path / "a.gguf", layout)).tensors[0].size_bytes == 8 * 132
 
-    def test_private_types_of_the_full_model_have_the_size_the_engine_gives_them(
-        self, tmp_path: Path
-    ) -> None:
+    def test_private_types_of_the_full_model_have_the_size_the_engine_gives_them(self, tmp_path: Path) -> None:
         found = read_model(write(tmp_path / "kss.gguf", qwen35_397b("IQ4_KSS")))
         sizes = {t.name: t.size_bytes for t in found.tensors}
         assert sizes["blk.7.ffn_up_exps.weight"] == 1026 << 20
@@ -83,16 +81,12 @@ class TestReading:
     def test_a_node_runs_it_from_standard_input(self, tmp_path: Path) -> None:
         paths = write_split(tmp_path, SMALL, 3)
         command = [sys.executable, "-I", "-", str(paths[1])]
-        done = subprocess.run(
-            command, input=Path(gguf.__file__).read_bytes(), capture_output=True, check=True
-        )
+        done = subprocess.run(command, input=Path(gguf.__file__).read_bytes(), capture_output=True, check=True)
         assert tuple(map(Header.from_json, json.loads(done.stdout))) == read_set(paths).headers
 
     def test_a_node_says_in_one_line_what_is_wrong(self, tmp_path: Path) -> None:
         command = [sys.executable, "-I", "-", str(tmp_path / "none.gguf")]
-        done = subprocess.run(
-            command, input=Path(gguf.__file__).read_bytes(), capture_output=True, check=False
-        )
+        done = subprocess.run(command, input=Path(gguf.__file__).read_bytes(), capture_output=True, check=False)
         assert done.returncode == 2 and not done.stdout
         assert done.stderr.decode().count("\n") == 1 and b"No such file" in done.stderr
 

@@ -1,0 +1,80 @@
+"""What several roles ask a node."""
+
+from pyinfra.api import FactBase, QuoteString, StringCommand
+
+
+class DpkgAudit(FactBase[list[str]]):
+    """What dpkg left half done: the lines of `dpkg --audit`, none on a healthy node."""
+
+    default = list
+
+    def command(self) -> str:
+        return "! command -v dpkg >/dev/null || dpkg --audit"
+
+    def process(self, output: list[str]) -> list[str]:
+        return [line for line in output if line.strip()]
+
+
+class MissingPackages(FactBase[list[str]]):
+    """Those of the wanted packages that are not installed.
+
+    + packages: names of packages
+    """
+
+    default = list
+
+    def command(self, packages: list[str]) -> StringCommand:
+        # dpkg-query prints nothing for a package it never heard of.
+        return StringCommand(
+            "for package in", *(QuoteString(package) for package in packages), "; do",
+            "case $(dpkg-query -W -f '${db:Status-Status}' \"$package\" 2>/dev/null) in",
+            "installed) ;; *) echo \"$package\" ;; esac; done",
+        )  # fmt: skip
+
+    def process(self, output: list[str]) -> list[str]:
+        return output
+
+
+class OsRelease(FactBase[dict[str, str]]):
+    """The fields of `/etc/os-release`."""
+
+    default = dict
+
+    def command(self) -> str:
+        return "cat /etc/os-release"
+
+    def process(self, output: list[str]) -> dict[str, str]:
+        pairs = (line.split("=", 1) for line in output if "=" in line)
+        return {key: value.strip('"') for key, value in pairs}
+
+
+class Text(FactBase[str | None]):
+    """The text of a small file, or None without one.
+
+    + path: path of the file
+    """
+
+    def command(self, path: str) -> StringCommand:
+        return StringCommand("! test -e", QuoteString(path), "|| cat", QuoteString(path))
+
+    def process(self, output: list[str]) -> str:
+        return "\n".join(output) + "\n"
+
+
+class FileStates(FactBase[dict[str, tuple[str, str, str]]]):
+    """SHA-256, permissions and `owner:group` of each of the files that is there.
+
+    + paths: paths of files
+    """
+
+    default = dict
+
+    def command(self, paths: list[str]) -> StringCommand:
+        return StringCommand(
+            "for path in", *(QuoteString(path) for path in paths), "; do if test -f \"$path\"; then",
+            "echo \"$(sha256sum <\"$path\" | cut -c1-64) $(stat -c '%a %U:%G' \"$path\") $path\"; fi; done",
+        )  # fmt: skip
+
+    def process(self, output: list[str]) -> dict[str, tuple[str, str, str]]:
+        fields = (line.split(" ", 3) for line in output)
+        return {path: (digest, mode, owner) for digest, mode, owner, path in fields}

@@ -1,0 +1,269 @@
+"""Brings bytes over the network: asks hosts and hubs with urllib, fetches files with aria2.
+
+A token goes only to the hub it was made for, and only from this module's own requests, which follow redirects
+by hand. aria2 would repeat a header wherever it is redirected to, so it never gets one: it gets the signed
+address that the hub redirects to, on its standard input, as everybody on the machine can read arguments.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from http.client import HTTPException, HTTPResponse
+from pathlib import Path
+from typing import Any
+from urllib.parse import urljoin, urlsplit
+
+from moehost import store
+from moehost.source import require_safe
+
+TIMEOUT_S = 30
+MAX_REDIRECTS = 8
+FRUITLESS_TRIES = 6  # in a row; a try that brought bytes starts the count anew
+MAX_PAUSE_S = 30.0
+
+_REDIRECTS = (301, 302, 303, 307, 308)
+_SUMMARY = re.compile(r"\[#\w+ (\d+)B/\d+B")
+_NEXT_PAGE = re.compile(r'<([^>]+)>\s*;\s*rel="?next"?')
+# aria2's exit statuses that say something; its own messages hold addresses, which may be signed.
+_FAILURES = {
+    2: "timed out",
+    3: "the address was not found",
+    6: "the network failed",
+    7: "was ended",
+    19: "the host name was not found",
+    22: "the host refused, or the signed address has expired",
+    24: "the host wants a login",
+    29: "the host is overloaded",
+}
+_LOCAL_FAILURES = {
+    9: "the disk is full",
+    15: "cannot open the file",
+    16: "cannot create the file",
+    17: "cannot write",
+}
+
+
+class Unreachable(store.StoreError):
+    """A failure that may pass: no connection, or a host that is overloaded or broken for now."""
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    def redirect_request(self, *_: Any) -> None:
+        return None
+
+
+_opener = urllib.request.build_opener(_NoRedirect)
+
+Answer = HTTPResponse | urllib.error.HTTPError
+
+
+def ask(url: str, token: str | None, headers: dict[str, str] | None = None) -> Answer:
+    """Gets the final answer for an address, whatever its status; redirects to another host drop the token.
+
+    Raises Unreachable without an answer, ValueError for a redirect to an unsafe address.
+    """
+    for _ in range(MAX_REDIRECTS):
+        answer = _ask_once(url, {"User-Agent": "moehost", **(headers or {})}, token)
+        if answer.status not in _REDIRECTS or "Location" not in answer.headers:
+            return answer
+        answer.close()
+        following = require_safe(urljoin(url, answer.headers["Location"]))
+        if _origin(following) != _origin(url):
+            token = None
+        url = following
+    raise store.StoreError(f"{_origin(url)}: redirects in a circle; correct the address")
+
+
+def _ask_once(url: str, headers: dict[str, str], token: str | None) -> Answer:
+    request = urllib.request.Request(url, headers=headers)  # noqa: S310  (require_safe allows http and https only)
+    if token is not None:
+        request.add_unredirected_header("Authorization", f"Bearer {token}")
+    try:
+        answer: HTTPResponse = _opener.open(request, timeout=TIMEOUT_S)
+        return answer
+    except urllib.error.HTTPError as error:
+        return error
+    except (OSError, HTTPException) as error:
+        reason = getattr(error, "reason", None) or error
+        raise Unreachable(
+            f"{_origin(url)}: gives no answer ({reason}); check the network and the address"
+        ) from None
+
+
+def _origin(url: str) -> str:
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc.lower()}"
+
+
+def _refusal(answer: Answer, what: str, has_token: bool) -> store.StoreError:
+    status = answer.status or 0
+    where = f"{_origin(answer.url)}: answers {status} for {what}"
+    if status == 429 or status >= 500:
+        return Unreachable(f"{where}; try again later")
+    if status in (401, 403):
+        mend = "accept its terms with the token's account" if has_token else "set a token if it is private"
+        return store.StoreError(f"{where}; {mend}, or correct the source")
+    return store.StoreError(f"{where}; correct the source or the revision")
+
+
+def tree(url: str, token: str | None) -> list[Any]:
+    """All entries of a hub's list, from as many pages as it has."""
+    entries: list[Any] = []
+    page: str | None = url
+    while page:
+        with ask(page, token) as answer:
+            if answer.status != 200:
+                raise _refusal(answer, urlsplit(url).path, token is not None)
+            try:
+                entries.extend(_json_list(answer.read()))
+            except (OSError, HTTPException):
+                raise Unreachable(f"{_origin(page)}: broke off its list of files; try again") from None
+            except ValueError:
+                raise store.StoreError(
+                    f"{_origin(page)}: sends no list of files; mend the endpoint"
+                ) from None
+            link = _NEXT_PAGE.search(answer.headers.get("Link", ""))
+        page = urljoin(page, link[1]) if link else None
+        if page and _origin(page) != _origin(url):
+            raise store.StoreError(
+                f"{_origin(url)}: continues its list on another host; correct the endpoint"
+            )
+    return entries
+
+
+def _json_list(text: bytes) -> list[Any]:
+    found = json.loads(text)
+    if not isinstance(found, list):
+        raise ValueError("no list")
+    return found
+
+
+def locate(url: str, token: str | None) -> tuple[str, int]:
+    """Where a file's bytes really are, as an address that needs no token, and how many there are.
+
+    Asks for one byte, because signed addresses often refuse HEAD.
+    """
+    what = urlsplit(url).path
+    with ask(url, token, {"Range": "bytes=0-0"}) as answer:
+        if answer.status not in (200, 206):
+            raise _refusal(answer, what, token is not None)
+        place, headers = answer.url, answer.headers
+    if token is not None and _origin(place) == _origin(url):
+        with ask(place, None, {"Range": "bytes=0-0"}) as answer:
+            if answer.status not in (200, 206):
+                raise store.StoreError(
+                    f"{_origin(url)}: sends {what} itself and only with the token, which must not leave this "
+                    f"program; use a hub that redirects to storage, or fetch the file and use file://"
+                )
+    size = headers.get("Content-Range", "").rpartition("/")[2] or headers.get("Content-Length", "")
+    if not size.isdigit():
+        raise store.StoreError(f"{_origin(place)}: does not say how long {what} is; use another host")
+    return place, int(size)
+
+
+def fetch(
+    url: str,
+    token: str | None,
+    part: Path,
+    size_bytes: int,
+    connections: int,
+    lock: int,
+    on_bytes: Callable[[int], None],
+) -> None:
+    """Fills a part, going on from where an earlier call or run was interrupted, whenever that is known.
+
+    Each try resolves the address anew, because signed ones expire. Raises StoreError if that fails.
+
+    + lock: descriptor that aria2 inherits, so that no other run touches the part before it has ended
+    + on_bytes: hears how many bytes are there, about once a second
+    """
+    if not (part.exists() and store.control_file(part).exists()):
+        store.discard(part)  # without the control file nobody knows which ranges are there
+    held_bytes, fruitless = store.held_bytes(part), 0
+    while True:
+        try:
+            place, found_bytes = locate(url, token)
+            if found_bytes != size_bytes:
+                raise store.StoreError(
+                    f"{_origin(place)}: has {found_bytes} bytes for {part.stem}, {size_bytes} announced; "
+                    "correct the source or the revision"
+                )
+            status = _aria2(place, part, connections, lock, on_bytes)
+            if status == 0:
+                return
+            if status in _LOCAL_FAILURES:
+                raise store.StoreError(
+                    f"{part}: {_LOCAL_FAILURES[status]}; make room or mend it, then run again"
+                )
+            reason = f"{_origin(place)}: {_FAILURES.get(status, f'aria2 ended with status {status}')}"
+        except Unreachable as error:
+            reason = str(error)
+        before, held_bytes = held_bytes, store.held_bytes(part)
+        fruitless = 0 if held_bytes > before else fruitless + 1
+        if fruitless >= FRUITLESS_TRIES:
+            raise store.StoreError(
+                f"{part.stem}: {reason}; gave up after {fruitless} tries, run again to continue"
+            )
+        time.sleep(min(2.0**fruitless, MAX_PAUSE_S))
+
+
+def _aria2(url: str, part: Path, connections: int, lock: int, on_bytes: Callable[[int], None]) -> int:
+    """Runs aria2 once and returns its exit status."""
+    arguments = [
+        "aria2c",
+        "--no-conf",
+        "--no-netrc",
+        "--input-file=-",
+        f"--dir={part.parent}",
+        "--continue=true",
+        "--always-resume=false",  # a host without ranges starts again instead of failing
+        "--auto-file-renaming=false",
+        "--file-allocation=none",  # so that the blocks of an unfinished file tell what is still to come
+        f"--split={connections}",
+        f"--max-connection-per-server={connections}",
+        "--min-split-size=4M",
+        "--disk-cache=64M",
+        "--auto-save-interval=1",  # seconds of work that a SIGKILL may cost
+        f"--stop-with-process={os.getpid()}",
+        f"--timeout={TIMEOUT_S}",
+        f"--connect-timeout={TIMEOUT_S}",
+        "--max-tries=3",
+        "--retry-wait=2",
+        "--user-agent=moehost",
+        "--summary-interval=1",
+        "--human-readable=false",
+        "--show-console-readout=false",
+        "--download-result=hide",
+        "--console-log-level=error",
+        "--enable-color=false",
+    ]
+    try:
+        aria2 = subprocess.Popen(
+            arguments,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            pass_fds=[lock],
+        )
+    except FileNotFoundError:
+        raise store.StoreError("aria2c: is not installed; install the package aria2") from None
+    with aria2:
+        assert aria2.stdin is not None and aria2.stdout is not None  # noqa: S101  (for the type checker)
+        try:
+            aria2.stdin.write(f"{url}\n out={part.name}\n")
+            aria2.stdin.close()
+            for line in aria2.stdout:
+                if summary := _SUMMARY.match(line):
+                    on_bytes(int(summary[1]))
+        except BaseException:
+            aria2.terminate()
+            raise
+    return aria2.returncode

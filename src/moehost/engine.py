@@ -1,0 +1,176 @@
+"""llama-server: the command line of a service, per engine dialect, and the contract with the installed binary.
+
+This is the one place where a command line is assembled. Two dialects exist: `ik` (ik_llama.cpp) and `llama.cpp`
+(mainline, also what Debian packages); they share most flags and drift apart, so each command line is checked against
+the `--help` of the very binary that will run it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from moehost.settings import Service
+
+Dialect = Literal["ik", "llama.cpp"]
+
+# Accepted by ik_llama.cpp 8337e4cd but not printed by its --help.
+IK_HIDDEN_FLAGS = frozenset(
+    ["-a", "--alias", "--n-predict", "--embeddings", "--n-gpu-layers", "--n-gpu-layers-draft", "--peg"]
+)
+# systemd expands %d to the unit's credentials directory.
+API_KEYS = "%d/api-keys"
+
+
+@dataclass(frozen=True, slots=True)
+class Offload:
+    """Where a model's tensors live and how its work is split, independent of the engine's spelling.
+
+    `tensor_overrides` are `REGEX=DEVICE` rules, first match wins; `gpu_layers` is None without a GPU.
+    """
+
+    context: int
+    parallel: int
+    batch: int
+    ubatch: int
+    threads: int
+    threads_batch: int
+    kv_type_k: str = "f16"
+    kv_type_v: str = "f16"
+    gpu_layers: int | None = None
+    tensor_overrides: tuple[str, ...] = ()
+    cpu_moe: bool = False
+    split_mode: str | None = None
+    tensor_split: tuple[float, ...] = ()
+    cuda_params: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """What `llama-server --version` says of itself."""
+
+    text: str
+    build: int | None
+    commit: str | None
+
+    @classmethod
+    def parse(cls, output: str) -> Version:
+        """Read e.g. `version: 4840 (8337e4cd)`; without such a line the fields are None."""
+        found = re.search(r"^version: *(.*?(\d+)? *\(([0-9a-f]{7,40}|unknown)[^)]*\).*|.*)$", output, re.MULTILINE)
+        if not found:
+            return cls("unknown version", None, None)
+        commit = found[3] if found[3] != "unknown" else None
+        return cls(found[1].strip(), int(found[2]) if found[2] else None, commit)
+
+
+def offload_arguments(offload: Offload, dialect: Dialect) -> list[str]:
+    """The flags of an offload: where tensors live, batches, threads, KV cache."""
+    return list(_offload(offload, dialect))
+
+
+def _offload(offload: Offload, dialect: Dialect) -> Iterator[str]:
+    yield from ("-c", str(offload.context), "-np", str(offload.parallel))
+    yield from ("-b", str(offload.batch), "-ub", str(offload.ubatch))
+    yield from ("-t", str(offload.threads), "-tb", str(offload.threads_batch))
+    yield from ("-ctk", offload.kv_type_k, "-ctv", offload.kv_type_v)
+    yield from ("-fa", "on")
+    if offload.gpu_layers is not None:
+        yield from ("-ngl", str(offload.gpu_layers))
+    if offload.split_mode:
+        yield from ("-sm", offload.split_mode)
+    if offload.tensor_split:
+        yield from ("-ts", ",".join(f"{share:g}" for share in offload.tensor_split))
+    if offload.tensor_overrides:
+        yield from ("-ot", ",".join(offload.tensor_overrides))
+    if offload.cpu_moe:
+        yield "--cpu-moe"
+    if offload.cuda_params and dialect == "ik":
+        yield from ("-cuda", offload.cuda_params)
+    # Weights in anonymous memory: mapped files are read page by page and can be evicted under a running server.
+    yield from ("--no-mmap",) if dialect == "ik" else ("--load-mode", "none", "--fit", "off")
+
+
+def command_line(service: Service, model_path: str, offload: Offload, dialect: Dialect) -> list[str]:
+    """The arguments of llama-server for a service; the owner's `server_args` come last, so they win."""
+    sampling = service.sampling
+    return [
+        *("-m", model_path, "--alias", service.name),
+        *("--host", service.host, "--port", str(service.port), "--api-key-file", API_KEYS),
+        *offload_arguments(offload, dialect),
+        *(
+            "--temp",
+            f"{sampling.temperature:g}",
+            "--top-k",
+            str(sampling.top_k),
+            "--top-p",
+            f"{sampling.top_p:g}",
+        ),
+        *("--min-p", f"{sampling.min_p:g}", "--repeat-penalty", f"{sampling.repeat_penalty:g}"),
+        # No slots endpoint: it shows the prompts of others.
+        *("--jinja", "--metrics", "--no-slots"),
+        *service.server_args,
+    ]
+
+
+def known_flags(help_text: str) -> frozenset[str]:
+    """All flags that a `--help` lists, both dialects' formats; those it calls removed are left out."""
+    flags: set[str] = set()
+    lines = help_text.splitlines()
+    for number, line in enumerate(lines):
+        text = line.lstrip()
+        # Options start at the left; what is indented further belongs to the description of one.
+        if not text.startswith("-") or len(line) - len(text) > 12:
+            continue
+        description = " ".join(lines[number : number + 2])
+        if "the argument has been removed" in description:
+            continue
+        while found := re.match(r"(-{1,2}[A-Za-z][\w-]*)(\(s\))?", text):
+            flags.add(found[1])
+            if found[2]:
+                flags.add(found[1] + "s")
+            following = re.match(r"(?: [^\s,]+)?,\s+(?=-)", text[found.end() :])
+            if not following:
+                break
+            text = text[found.end() + following.end() :]
+    return frozenset(flags)
+
+
+def unknown_flags(arguments: Iterable[str], help_text: str, dialect: Dialect) -> list[str]:
+    """The flags of a command line that the binary with this `--help` does not know, each with its nearest neighbour.
+
+    One line for each, such as `--no-mmapp (did you mean --no-mmap?)`.
+    """
+    known = known_flags(help_text) | (IK_HIDDEN_FLAGS if dialect == "ik" else frozenset())
+    lines = []
+    for word in arguments:
+        if re.match(r"-{1,2}[A-Za-z]", word) and word not in known:
+            near = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+            lines.append(f"{word} (did you mean {near[0]}?)" if near else word)
+    return lines
+
+
+def probe_arguments(arguments: Sequence[str]) -> list[str]:
+    """The same command line, made harmless: no such model, no key file, any free port.
+
+    llama-server reads all arguments before it looks for the model, so a wrong flag or value shows within a second
+    and without touching the service that runs; see `refusal`.
+    """
+    words = list(arguments)
+    for flag, value in (("-m", "/nonexistent/probe.gguf"), ("--port", "0"), ("--api-key-file", None)):
+        at = words.index(flag)
+        words[at : at + 2] = [flag, value] if value else []
+    return words
+
+
+def refusal(output: str) -> str | None:
+    """The sentence with which llama-server refuses its arguments, or None if it took them (and missed the model)."""
+    found = re.search(
+        r"^.*?(?:error: )?((?:unknown|invalid) (?:argument|parameter).*|error while handling argument.*"
+        r"|unsupported cache type.*)$",
+        output,
+        re.MULTILINE | re.IGNORECASE,
+    )
+    return found[1].strip() if found else None

@@ -1,0 +1,258 @@
+"""Brings one model into the store, or checks one that is there: the program that a node runs.
+
+    python3 -m moehost.fetch JOB.json       0: the model stands in the store; 1: it does not; 2: bad input
+    python3 -m moehost.fetch --verify DIR   0: all as the manifest says; 1: one line for each file that is not
+
+Python >= 3.11 with its standard library and aria2 are all it needs; the modules in `MODULES` go with it.
+A run continues what an earlier one has left, and ends without asking anybody when there is nothing to do.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from moehost import download, gguf, store
+from moehost import source as sources
+from moehost.job import Job
+from moehost.progress import Progress
+from moehost.source import FileSource, HttpSource, HubSource, ModelFile
+from moehost.store import Manifest, Shelf, StoreError
+
+MODULES = ("__init__", "gguf", "source", "job", "store", "progress", "download", "fetch")
+
+EXAMPLES = """\
+examples:
+  python3 -m moehost.fetch job.json
+  python3 -m moehost.fetch --verify /srv/models/Qwen3.5-397B-A17B-IQ4_NL
+
+a job (model, store and source are required, the rest shows the defaults):
+  {"model": "Qwen3.5-397B-A17B-IQ4_NL", "store": "/srv/models",
+   "source": "hf://OWNER/REPO/IQ4_NL@<40 hex digits of the commit>", "revision": null,
+   "sha256": {}, "token_file": null, "connections": 8, "reserve_mib": 1024,
+   "uploaded": false, "recorded_source": null}
+
+exit status: 0 as wanted, 1 not (with one line that says why), 2 bad input
+"""
+
+
+@dataclass(frozen=True)
+class Order:
+    """One file to bring and where it comes from: a path on this machine, or an address."""
+
+    file: ModelFile
+    origin: Path | str
+
+    def to_json(self) -> list[Any]:
+        """What tells this order from a later one: the file, and when it last changed if it is local."""
+        changed_ns = self.origin.stat().st_mtime_ns if isinstance(self.origin, Path) else None
+        return [self.file.name, self.file.size_bytes, self.file.sha256, changed_ns]
+
+
+def plan(job: Job, token: str | None) -> list[Order]:
+    """Asks the source which files the model has; raises StoreError, ValueError or OSError."""
+    origins: list[Path | str]
+    match job.where:
+        case FileSource(folder, names):
+            origins = [Path(folder) / name for name in names]
+            files = [ModelFile(name, (Path(folder) / name).stat().st_size, None) for name in names]
+        case HttpSource(names=names) as web:
+            origins = [web.url(name) for name in names]
+            files = [ModelFile(name, download.locate(web.url(name), None)[1], None) for name in names]
+        case HubSource() as hub:
+            files = list(sources.hub_files(hub, download.tree(hub.tree_url(job.endpoint), token)))
+            origins = [hub.resolve_url(job.endpoint, file.name) for file in files]
+    orders = [
+        Order(file, origin) for file, origin in zip(sources.pin(files, job.sha256), origins, strict=True)
+    ]
+    for order in orders:
+        if isinstance(order.origin, str) and order.file.sha256 is None:
+            raise StoreError(
+                f"{order.origin}: the hub states no sha256 for it; add one for {order.file.name}"
+            )
+    return orders
+
+
+def run(job: Job) -> None:
+    """Makes a model stand in the store, or leaves the old one; StoreError, ValueError or OSError."""
+    shelf = Shelf(Path(job.store), job.model)
+    with shelf.locked(
+        lambda: _say(f"{job.model}: another run is at work on it; waiting for its end")
+    ) as lock:
+        progress = Progress(shelf.progress)
+        try:
+            shelf.recover()
+            if not _stands(shelf, job):
+                _replace(shelf, job, lock, progress)
+            shelf.clear()
+            if job.uploaded and isinstance(job.where, FileSource):
+                for name in job.where.names:
+                    (Path(job.where.folder) / name).unlink(missing_ok=True)
+            progress.show("done", progress.total_bytes)
+        except BaseException as error:
+            progress.fail(_line(error))
+            raise
+
+
+def _stands(shelf: Shelf, job: Job) -> bool:
+    """Whether the model is there already; a file's origin may be gone, but not newer."""
+    manifest = shelf.manifest()
+    if manifest is None or not manifest.answers(job.label, job.revision, job.sha256):
+        return False
+    if not isinstance(job.where, FileSource):
+        return True
+    origins = [Path(job.where.folder) / name for name in job.where.names]
+    return all(store.alike(path, shelf.target / path.name) for path in origins if path.exists())
+
+
+def _replace(shelf: Shelf, job: Job, lock: int, progress: Progress) -> None:
+    token = _token(job)
+    orders = plan(job, token)
+    progress.total_bytes = sum(order.file.size_bytes for order in orders)
+    shelf.stage(
+        {"source": job.label, "revision": job.revision, "files": [order.to_json() for order in orders]}
+    )
+    _adopt(shelf, orders)
+    shelf.require_space(sum(shelf.missing_bytes(order.file) for order in orders), job.reserve_mib)
+    files: list[ModelFile] = []
+    headers: list[gguf.Header] = []
+    for number, order in enumerate(orders, start=1):
+        before_bytes = sum(file.size_bytes for file in files)
+        files.append(_bring(shelf, order, job, token, lock, progress, before_bytes))
+        # Read at once, so that an address that never led to a model costs one file and not the whole set.
+        headers.append(gguf.read_file(shelf.finished(order.file)))
+        _say(f"{order.file.name}: verified ({number} of {len(orders)})")
+    model = gguf.join(headers)
+    progress.show("switch", progress.total_bytes)
+    architecture = str(model.metadata.get("general.architecture", "unknown"))
+    manifest = Manifest(job.model, job.label, job.revision, tuple(files), architecture, len(model.tensors))
+    shelf.seal(manifest, {Path(header.name).name: header.to_json()["tensors"] for header in headers})
+    shelf.switch()
+
+
+def _adopt(shelf: Shelf, orders: Sequence[Order]) -> None:
+    """Links whatever lies on the store's disk already: local origins, and files of the model that stands."""
+    current = shelf.manifest()
+    held = {file.sha256: shelf.target / file.name for file in current.files} if current else {}
+    for order in orders:
+        if shelf.finished(order.file).exists():
+            continue
+        if isinstance(order.origin, Path):
+            shelf.adopt(order.file, order.origin)
+        elif order.file.sha256 in held and not shelf.part(order.file).exists():
+            shelf.adopt(order.file, held[order.file.sha256])
+
+
+def _bring(
+    shelf: Shelf, order: Order, job: Job, token: str | None, lock: int, progress: Progress, before_bytes: int
+) -> ModelFile:
+    """Gets one file to where it waits for the switch, verified; returns it with its sha256."""
+    file, part = order.file, shelf.part(order.file)
+
+    def show(phase: str) -> Callable[[int], None]:
+        return lambda done_bytes: progress.show(phase, before_bytes + done_bytes)
+
+    if shelf.finished(file).exists():
+        return (
+            file
+            if file.sha256
+            else replace(file, sha256=store.sha256_of(shelf.finished(file), show("verify")))
+        )
+    resumed = part.exists() and not isinstance(order.origin, Path)
+    while True:
+        if not shelf.is_filled(file):
+            if isinstance(order.origin, Path):
+                store.copy(order.origin, part, show("download"))
+            else:
+                download.fetch(
+                    order.origin, token, part, file.size_bytes, job.connections, lock, show("download")
+                )
+        found = store.sha256_of(part, show("verify"))
+        if file.sha256 in (None, found):
+            break
+        store.discard(part)
+        if not resumed:
+            raise StoreError(
+                f"{order.origin}: has sha256 {found}, not {file.sha256}; correct the source or the sha256"
+            )
+        # A power cut can cost bytes that counted as there: only an uninterrupted try condemns the source.
+        resumed = False
+    shelf.accept(file)
+    return replace(file, sha256=found)
+
+
+def _token(job: Job) -> str | None:
+    """The secret for the hub; None without a token file or for other sources."""
+    if job.token_file is None or not isinstance(job.where, HubSource):
+        return None
+    token = Path(job.token_file).read_text().strip()
+    if not re.fullmatch("[!-~]+", token):
+        raise StoreError(f"{job.token_file}: does not hold one token and nothing else; write it anew")
+    return token
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _line(error: BaseException) -> str:
+    """An error in one line."""
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted; run again to continue"
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename or 'the store'}: {error.strerror}; mend it and run again to continue"
+    return " ".join(str(error).split()) or repr(error)
+
+
+def _fail(text: str, status: int) -> int:
+    _say(f"error: {text}")
+    return status
+
+
+def main(arguments: Sequence[str]) -> int:
+    """The command line; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python3 -m moehost.fetch",
+        description="Brings one model into the store, or checks one that is there.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    asked = parser.add_mutually_exclusive_group(required=True)
+    asked.add_argument("job", nargs="?", type=Path, metavar="JOB.json", help="what to bring where")
+    asked.add_argument("--verify", type=Path, metavar="DIR", help="hash a model's files again and compare")
+    given = parser.parse_args(arguments)
+    if given.verify:
+        return _verify(given.verify)
+    try:
+        job = Job.parse(given.job.read_text())
+    except (OSError, ValueError) as error:
+        return _fail(f"{given.job}: {error.strerror if isinstance(error, OSError) else error}", 2)
+    try:
+        run(job)
+    except (StoreError, ValueError, OSError) as error:
+        return _fail(_line(error), 1)
+    except KeyboardInterrupt as error:
+        return _fail(_line(error), 130)
+    return 0
+
+
+def _verify(folder: Path) -> int:
+    try:
+        bad = 0
+        for line in store.verify(folder):
+            print(line, flush=True)
+            bad = 1
+        return bad
+    except (OSError, ValueError) as error:
+        return _fail(
+            f"{folder}: has no manifest that can be read ({_line(error)}); name the folder of a model", 2
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,298 @@
+"""The model store: where a model stands, how its successor is put together beside it and takes its place.
+
+    STORE/NAME/                  shards, tensors.json, manifest.json: whole and verified, or not there at all
+    STORE/.incoming/NAME.lock    held by the run that works on NAME, and by its download program
+    STORE/.incoming/NAME/        progress.json, job.json (what the files below belong to)
+        files/                   the successor: X.gguf is verified, X.gguf.part is not; manifest.json is last
+        old/                     the predecessor, between the two renames of a switch and until it is removed
+
+Standard library only, as it runs on the node. At no point does a crash cost the model that stands: what each
+step leaves behind is either continued or finished by the next run.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from moehost.source import ModelFile
+
+MIB = 1 << 20
+BLOCK_BYTES = 512  # the unit of st_blocks, whatever the file system's own block size
+READ_BYTES = 8 * MIB
+
+
+class StoreError(Exception):
+    """Why a model did not come into the store, in one line: what, where, how to mend it."""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a model in the store is: its origin, its files with their sha256, and what their headers say."""
+
+    model: str
+    source: str
+    revision: str | None
+    files: tuple[ModelFile, ...]
+    architecture: str
+    tensors: int
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it in plain JSON types."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Any) -> Manifest:
+        """The inverse of `to_json`; raises ValueError for anything else."""
+        try:
+            files = tuple(ModelFile(**file) for file in data["files"])
+            return cls(**{**data, "files": files})
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"not the manifest of a model: {error}") from None
+
+    def answers(self, source: str, revision: str | None, sha256: Mapping[str, str]) -> bool:
+        """Whether this is the model that an owner asks for, with the checksums he states, if any."""
+        stored = {file.name: file.sha256 for file in self.files}
+        asked = {name: stored.get(name) for name in sha256}
+        return (self.source, self.revision) == (source, revision) and asked == dict(sha256)
+
+
+class Shelf:
+    """The place of one model in the store, and of the one that is to replace it."""
+
+    def __init__(self, store: Path, model: str) -> None:
+        self.store, self.model = store, model
+        self.target = store / model
+        self.incoming = store / ".incoming" / model
+        self.files, self.old = self.incoming / "files", self.incoming / "old"
+        self.progress, self._job = self.incoming / "progress.json", self.incoming / "job.json"
+
+    @contextmanager
+    def locked(self, on_wait: Callable[[], None]) -> Iterator[int]:
+        """Keeps other runs off this model; yields the lock's descriptor.
+
+        A child that inherits the descriptor holds the lock too, so the orphan of a killed run is waited for.
+        """
+        if not self.store.is_dir():
+            raise StoreError(f"{self.store}: there is no such folder; create it or mount its disk")
+        self.incoming.mkdir(parents=True, exist_ok=True)
+        lock = os.open(
+            self.incoming.with_name(f"{self.model}.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600
+        )
+        try:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                on_wait()
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            yield lock
+        finally:
+            os.close(lock)
+
+    def recover(self) -> None:
+        """Finishes a switch that a crash has interrupted; leaves the folder of somebody else alone."""
+        if self.old.exists():
+            if not self.target.exists():
+                # The manifest is written last, so a successor that has one is whole.
+                whole = (self.files / "manifest.json").exists()
+                self._rename(self.files if whole else self.old, self.target)
+            _remove(self.old)
+        if self.target.exists() and not (self.target / "manifest.json").exists():
+            raise StoreError(
+                f"{self.target}: is in the way and not from this program, as it has no manifest.json; "
+                f"move it away or give the model another name"
+            )
+
+    def manifest(self) -> Manifest | None:
+        """What stands in the store now; None if that is nothing, or not what its manifest says."""
+        try:
+            found = read_manifest(self.target)
+            sizes = {file.name: (self.target / file.name).stat().st_size for file in found.files}
+        except (OSError, ValueError):
+            return None
+        return found if all(sizes[file.name] == file.size_bytes for file in found.files) else None
+
+    def stage(self, job: Mapping[str, Any]) -> None:
+        """Makes room for a successor; what an earlier run has left stays only if it was for the same job."""
+        try:
+            same = json.loads(self._job.read_text()) == job
+        except (OSError, ValueError):
+            same = False
+        if not same:
+            _remove(self.files)
+            write_json(self._job, job)
+        self.files.mkdir(exist_ok=True)
+
+    def part(self, file: ModelFile) -> Path:
+        """Where a file grows until it is verified."""
+        return self.files / f"{file.name}.part"
+
+    def finished(self, file: ModelFile) -> Path:
+        """Where a verified file waits for the switch."""
+        return self.files / file.name
+
+    def is_filled(self, file: ModelFile) -> bool:
+        """Whether the part has its full size and no holes, which is what aria2's control file stands for."""
+        part = self.part(file)
+        return part.exists() and part.stat().st_size == file.size_bytes and not control_file(part).exists()
+
+    def adopt(self, file: ModelFile, origin: Path) -> None:
+        """Makes the part a hard link to a file that is there already, or nothing where that is impossible."""
+        discard(self.part(file))
+        with suppress(OSError):
+            os.link(origin, self.part(file))
+
+    def missing_bytes(self, file: ModelFile) -> int:
+        """How much room the rest of a file will take."""
+        if self.finished(file).exists() or self.is_filled(file):
+            return 0
+        return max(file.size_bytes - held_bytes(self.part(file)), 0)
+
+    def require_space(self, missing_bytes: int, reserve_mib: int) -> None:
+        """Raises if the disk cannot take the missing bytes, 5 % of them and the reserve."""
+        disk = os.statvfs(self.store)
+        free_mib = disk.f_bavail * disk.f_frsize // MIB
+        needed_mib = -(-missing_bytes * 105 // 100 // MIB) + reserve_mib
+        if missing_bytes and needed_mib > free_mib:
+            raise StoreError(
+                f"{self.store}: lacks {needed_mib - free_mib} MiB for {self.model}: {needed_mib} MiB needed "
+                f"(5 % and {reserve_mib} MiB reserve included), {free_mib} MiB free; make room there"
+            )
+
+    def clear(self) -> None:
+        """Removes what is left of a successor that nobody wants any more."""
+        _remove(self.files)
+        self._job.unlink(missing_ok=True)
+
+    def accept(self, file: ModelFile) -> None:
+        """Gives a part that has been verified its name, once its bytes are on the disk."""
+        sync(self.part(file))
+        self._rename(self.part(file), self.finished(file))
+
+    def seal(self, manifest: Manifest, tensors: Mapping[str, Sequence[Any]]) -> None:
+        """Completes the successor: nothing but its files, the tensor table, and last of all the manifest."""
+        names = {file.name for file in manifest.files}
+        for path in self.files.iterdir():
+            if path.name not in names:
+                path.unlink()
+        write_json(self.files / "tensors.json", tensors)
+        write_json(self.files / "manifest.json", manifest.to_json())
+
+    def switch(self) -> None:
+        """Puts the sealed successor in its place; programs that have the old files open keep them."""
+        if self.target.exists():
+            self._rename(self.target, self.old)
+        self._rename(self.files, self.target)
+        _remove(self.old)
+
+    @staticmethod
+    def _rename(path: Path, to: Path) -> None:
+        path.rename(to)
+        sync(to.parent)
+        sync(path.parent)
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of a folder; raises OSError or ValueError."""
+    return Manifest.from_json(json.loads((folder / "manifest.json").read_text()))
+
+
+def verify(folder: Path) -> Iterator[str]:
+    """Compares a model's files with its manifest; yields one line for each that is not as it was."""
+    for file in read_manifest(folder).files:
+        path = folder / file.name
+        try:
+            if path.stat().st_size != file.size_bytes:
+                yield f"{path}: has {path.stat().st_size} bytes, its manifest says {file.size_bytes}"
+            elif (found := sha256_of(path)) != file.sha256:
+                yield f"{path}: has sha256 {found}, its manifest says {file.sha256}"
+        except OSError as error:
+            yield f"{path}: {error.strerror}"
+
+
+def chunks(path: Path) -> Iterator[memoryview]:
+    """A file's bytes in order; each view is only good until the next one is asked for."""
+    buffer = memoryview(bytearray(READ_BYTES))
+    with path.open("rb", buffering=0) as stream:
+        while count := stream.readinto(buffer):
+            yield buffer[:count]
+
+
+def sha256_of(path: Path, on_bytes: Callable[[int], None] = lambda done_bytes: None) -> str:
+    """The sha256 of a file; `on_bytes` hears how far it is."""
+    digest, done_bytes = hashlib.sha256(), 0
+    for chunk in chunks(path):
+        digest.update(chunk)
+        done_bytes += len(chunk)
+        on_bytes(done_bytes)
+    return digest.hexdigest()
+
+
+def copy(origin: Path, to: Path, on_bytes: Callable[[int], None]) -> None:
+    """Copies a file with its time of change, by which `alike` knows it again."""
+    done_bytes = 0
+    with to.open("wb", buffering=0) as stream:
+        for chunk in chunks(origin):
+            stream.write(chunk)
+            done_bytes += len(chunk)
+            on_bytes(done_bytes)
+    status = origin.stat()
+    os.utime(to, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def alike(origin: Path, stored: Path) -> bool:
+    """Whether a file is still the one that its link or copy in the store was made from; reads neither."""
+    one, other = origin.stat(), stored.stat()
+    return (one.st_size, one.st_mtime_ns) == (other.st_size, other.st_mtime_ns)
+
+
+def write_json(path: Path, data: Any, durable: bool = True) -> None:
+    """Replaces a file at once, so that a reader meets the old or the new text and never a piece.
+
+    + durable: it is on the disk before this returns, in the order of the calls
+    """
+    fresh = path.with_name(f"{path.name}.new")
+    fresh.write_text(json.dumps(data) + "\n")
+    if durable:
+        sync(fresh)
+    fresh.replace(path)
+    if durable:
+        sync(path.parent)
+
+
+def sync(path: Path) -> None:
+    """Returns when a file's bytes, or a folder's names, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def control_file(part: Path) -> Path:
+    """Where aria2 notes which ranges of an unfinished file it has."""
+    return part.with_name(f"{part.name}.aria2")
+
+
+def held_bytes(part: Path) -> int:
+    """What a file with holes takes on the disk; 0 where there is none."""
+    return part.stat().st_blocks * BLOCK_BYTES if part.exists() else 0
+
+
+def discard(part: Path) -> None:
+    """Forgets an unfinished file."""
+    part.unlink(missing_ok=True)
+    control_file(part).unlink(missing_ok=True)
+
+
+def _remove(folder: Path) -> None:
+    with suppress(FileNotFoundError):
+        shutil.rmtree(folder)
