@@ -217,9 +217,7 @@ def _memory_gb_s(cpu: Cpu, assumed: list[str]) -> float:
     return UNKNOWN_SOCKET_GB_S
 
 
-def node_from_facts(
-    lscpu: str, meminfo: str, nvidia_smi: str = "", has_memory: str = "", l3_ids: str = ""
-) -> Node:
+def node_from_facts(lscpu: str, meminfo: str, nvidia_smi: str = "", has_memory: str = "", l3_ids: str = "") -> Node:
     """One machine from what its own tools print.
 
     + lscpu: `lscpu -J`, or plain `lscpu` under LC_ALL=C
