@@ -141,6 +141,11 @@ class Model:
         """Whether the file brings a multi-token-prediction layer."""
         return len(self.main_layers) < len(self.layers)
 
+    @cached_property
+    def is_tied(self) -> bool:
+        """Whether the output layer is a copy of the embeddings."""
+        return all(part.name != "output.weight" for part in self.parts)
+
     @property
     def active_share(self) -> float:
         """The part of a layer's routed experts that one token reads."""
