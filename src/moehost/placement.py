@@ -139,8 +139,11 @@ class _Planner:
 
     def _auto(self) -> Placement:
         request = self.request
-        sizes = [request.ubatch] if request.ubatch else [u for u in UBATCHES if u <= max(self.memory.context, 512)]
-        if not request.ubatch and not self.node.gpus:
+        limit = min(self.memory.context, request.batch or self.memory.context)
+        sizes = [u for u in UBATCHES if u <= max(limit, UBATCHES[0])]
+        if request.ubatch:
+            sizes = [request.ubatch]
+        elif not self.node.gpus:
             sizes = [min(sizes[-1], BATCH)]  # nothing is carried to a GPU, so larger chunks gain nothing
         found: list[Placement] = []
         lacks: list[Overdrawn] = []
@@ -167,8 +170,8 @@ class _Planner:
         if not node.gpus:
             return self._result(offload, ("CPU",) * (len(model.layers) + 1), ("no GPU: everything is on the CPU",))
         filling = fill(model, node, self.memory, ubatch, self.speed)
-        resident = sum(map(len, filling.experts.values()))
-        is_partial = resident < len(model.expert_layers)
+        resident, count = sum(map(len, filling.experts.values())), len(model.expert_layers)
+        is_partial = resident < count
         rules = [experts_rule(layers, f"CUDA{gpu}") for gpu, layers in filling.experts.items()] if is_partial else []
         offload = replace(
             offload,
@@ -178,13 +181,7 @@ class _Planner:
             split_mode="layer" if len(node.gpus) > 1 else None,
             tensor_split=self._shares(filling.layer_gpus, ubatch) if len(node.gpus) > 1 else (),
         )
-        why = (
-            f"{resident} of {len(model.expert_layers)} layers of experts fit on the GPUs, the others stay on the CPU"
-        )
-        if not model.expert_layers:
-            why = "the model has no routed experts: all of it is on the GPUs"
-        elif not is_partial:
-            why = "all layers of experts fit on the GPUs"
+        why = f"{resident} of {count} layers of experts on the GPUs" + (": all that fit" if is_partial else "")
         return self._result(offload, tuple(f"CUDA{gpu}" for gpu in filling.layer_gpus), (why,))
 
     def _common(self, ubatch: int, threads: int, threads_batch: int) -> Offload:

@@ -71,6 +71,11 @@ def check(request: Request, model: Model, node: Node) -> None:
         raise PlacementError(
             f"margins_mib: is {list(request.margins_mib)}; give MiB to keep free, one or one per GPU"
         )
+    for key, owner in (("gpu_experts", "tensor-split"), ("rules", "manual")):
+        if bool(getattr(request, key)) is not (request.placement == owner):
+            raise PlacementError(f"{key}: belongs to placement {owner}, which needs it, and to no other")
+    if request.tensor_split and request.placement == "auto":
+        raise PlacementError("tensor_split: placement auto chooses it; leave it out, or take another placement")
     if request.batch and request.ubatch and request.batch < request.ubatch:
         raise PlacementError(f"ubatch: {request.ubatch} is more than the batch of {request.batch}; raise batch")
     if max(len(request.gpu_experts), len(request.tensor_split)) > len(node.gpus):

@@ -221,6 +221,11 @@ class TestAuto:
         assert placement.offload.cuda_params is None
         assert placement.env["GGML_OP_OFFLOAD_MIN_BATCH"] == str(placement.prompts.threshold)
 
+    def test_a_given_batch_bounds_the_ubatch(self) -> None:
+        request = Request(context=262144, batch=2048, prompt_tokens=32768)
+        offload = place(QWEN, epyc_9175f(1), request).offload
+        assert (offload.batch, offload.ubatch) == (2048, 2048)
+
     def test_threads_stay_within_the_cores(self) -> None:
         for cores in (1, 2, 4, 16, 64):
             offload = place(QWEN, with_cards(card(), cores=cores), REPORT).offload
@@ -308,7 +313,11 @@ class TestRefusals:
             ({"batch": 512}, "ubatch: 2048 is more than the batch of 512"),
             ({"placement": "tensor-split", "gpu_experts": ((0,), (1,))}, "names more GPUs than the machine's 1"),
             ({"placement": "tensor-split", "gpu_experts": ((0, 0),)}, "each layer can be on one GPU only"),
-            ({"tensor_split": (0.0,)}, "one share per GPU"),
+            ({"placement": "cpu-moe", "tensor_split": (0.0,)}, "one share per GPU"),
+            ({"tensor_split": (1.0,)}, "placement auto chooses it"),
+            ({"rules": ("exps=CPU",)}, "rules: belongs to placement manual"),
+            ({"placement": "tensor-split"}, "gpu_experts: belongs to placement tensor-split, which needs it"),
+            ({"margins_mib": (-5,)}, "margins_mib: is [-5]"),
             ({"placement": "manual", "rules": ("exps=CUDA1",)}, "has 1 GPU(s), so no CUDA1"),
             ({"mtp": True}, "the file has no multi-token-prediction layer"),
         ],
