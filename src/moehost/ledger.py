@@ -145,7 +145,8 @@ def assign(model: Model, layer_devices: Sequence[str], rules: Sequence[Rule], cp
     """Applies rules as the engine does: the first rule, then `--cpu-moe`, then the layer's own device.
 
     `layer_devices` names the device of each layer and, last, of the output layer. `--cpu-moe` leaves the experts of
-    multi-token-prediction layers where they are, and embeddings stay on the CPU.
+    multi-token-prediction layers where they are, and embeddings stay on the CPU. The biases of experts are counted
+    with their weights, although ik_llama.cpp leaves those few MiB on the GPU.
     """
     tensors: dict[str, str] = {}
     experts: dict[int, set[str]] = defaultdict(set)
