@@ -48,20 +48,7 @@ class OsRelease(FactBase[dict[str, str]]):
         return {key: value.strip('"') for key, value in pairs}
 
 
-class Text(FactBase[str | None]):
-    """The text of a small file, or None without one.
-
-    + path: path of the file
-    """
-
-    def command(self, path: str) -> StringCommand:
-        return StringCommand("! test -e", QuoteString(path), "|| cat", QuoteString(path))
-
-    def process(self, output: list[str]) -> str:
-        return "\n".join(output) + "\n"
-
-
-class FileStates(FactBase[dict[str, tuple[str, str, str]]]):
+class FileStates(FactBase[dict[str, list[str]]]):
     """SHA-256, permissions and `owner:group` of each of the files that is there.
 
     + paths: paths of files
@@ -75,6 +62,6 @@ class FileStates(FactBase[dict[str, tuple[str, str, str]]]):
             "echo \"$(sha256sum <\"$path\" | cut -c1-64) $(stat -c '%a %U:%G' \"$path\") $path\"; fi; done",
         )  # fmt: skip
 
-    def process(self, output: list[str]) -> dict[str, tuple[str, str, str]]:
+    def process(self, output: list[str]) -> dict[str, list[str]]:
         fields = (line.split(" ", 3) for line in output)
-        return {path: (digest, mode, owner) for digest, mode, owner, path in fields}
+        return {path: state for *state, path in fields}

@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from pyinfra import host, logger
+from pyinfra import host, logger, state
 from pyinfra.api import FunctionCommand, QuoteString, StringCommand, operation
 from pyinfra.api.command import PyinfraCommand
+from pyinfra.facts.files import FileContents
 from pyinfra.operations import apt
+from pyinfra.operations.util.files import generate_color_diff
 
 from roles.facts import DpkgAudit, FileStates, MissingPackages
 
@@ -32,12 +34,14 @@ def render(template: str, **values: Any) -> str:
 
 def refuse(reason: str) -> FunctionCommand:
     """The command that fails this host with one line (an exception would end the run of every host)."""
+    if not state.is_executing:
+        logger.warning("    [%s] will fail: %s", host.name, reason)
+    return FunctionCommand(_refused, (reason,), {})
 
-    def fail(state: Any, host: Any) -> bool:
-        host.log_styled(reason, fg="red", log_func=logger.error)
-        return False
 
-    return FunctionCommand(fail, (), {})
+def _refused(state: Any, host: Any, reason: str) -> bool:
+    host.log_styled(reason, fg="red", log_func=logger.error)
+    return False
 
 
 @operation()
@@ -75,25 +79,34 @@ def files(contents: dict[str, str], mode: str = "644", owner: str = "root:root")
     """
     Have text files with these contents, each replaced in one step.
 
-    + contents: path of each file and the text in it; the parent directories must be there
+    + contents: path of each file and the text in it; parent directories are made
     + mode: permissions of the files
     + owner: user and group of the files, `user:group`
     """
     found = host.get_fact(FileStates, paths=list(contents))
     different = [
-        path for path, text in contents.items() if found.get(path) != (_sha256(text), mode.lstrip("0"), owner)
+        path for path, text in contents.items() if found.get(path) != [_sha256(text), mode.lstrip("0"), owner]
     ]
     user, _, group = owner.partition(":")
     for path in different:
+        if state.config.DIFF and mode != "600":
+            _show_difference(path, contents[path])
         new = QuoteString(f"{path}.new")
         # Over standard input: no temporary file that others may read, no text in a command line.
         yield StringCommand(
-            "install", "-m", mode, "-o", user, "-g", group, "/dev/stdin", new,
+            "install", "-D", "-m", mode, "-o", user, "-g", group, "/dev/stdin", new,
             "&&", "sync", new, "&&", "mv", "-T", new, QuoteString(path),
             _stdin=contents[path],
         )  # fmt: skip
     if not different:
         host.noop(f"as wanted: {', '.join(contents)}")
+
+
+def _show_difference(path: str, wanted: str) -> None:
+    found = host.get_fact(FileContents, path=path) or []
+    host.log(f"Will modify {path}", logger.info)
+    for line in generate_color_diff(found, wanted.splitlines()):
+        logger.info("  %s", line)
 
 
 def _sha256(text: str) -> str:

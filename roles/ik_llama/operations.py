@@ -35,11 +35,12 @@ def package_installed(package: str) -> Iterator[Any]:
     codename = system.get("VERSION_CODENAME", "")
     suite = NEXT_SUITE.get(codename)
     mirrors = host.get_fact(Mirrors, codename=codename)
-    if system and not (suite and mirrors):
-        yield refuse(
-            f"engine.source: 'package' needs {package}, which {system.get('PRETTY_NAME', 'this system')} does not have; "
-            "Debian 13 and later do"
-        )
+    this = system.get("PRETTY_NAME", "this system")
+    if system and not suite:
+        yield refuse(f"engine.source: 'package' needs {package}, which {this} does not have; Debian 13 and later do")
+        return
+    if system and not mirrors:
+        yield refuse(f"{package} comes from {suite}, but apt has no mirror of {codename} on {this}; add one")
         return
     values = {"suite": suite, "mirror": mirrors[0] if mirrors else ""}
     yield from files._inner(

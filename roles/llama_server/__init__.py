@@ -4,12 +4,11 @@ from pathlib import Path
 
 from pyinfra import host
 from pyinfra.api import deploy
-from pyinfra.operations import files as pyinfra_files
 
 from moehost import engine, source
 from moehost.settings import Node
 from roles.base import PROGRAMS
-from roles.llama_server.operations import api_keys, folder, gone, running
+from roles.llama_server.operations import api_keys, gone, running
 from roles.operations import files, render
 
 
@@ -23,7 +22,6 @@ def llama_server(node: Node) -> None:
     )
     gone(name="Take away services that are no longer described", services=[each.name for each in node.services])
     for index, service in host.loop(list(enumerate(node.services))):
-        pyinfra_files.directory(name=f"Make {folder(service.name)}", path=folder(service.name), mode="755")
         keys = Path(service.api_keys_file).expanduser().read_text() if service.api_keys_file else None
         api_keys(name=f"Have an API key for {service.name}", service=service.name, keys=keys)
         model = source.parse(service.model.source, service.model.revision)

@@ -62,9 +62,11 @@ def api_keys(service: str, keys: str | None) -> Iterator[Any]:
     elif host.get_fact(FileStates, paths=[path]):
         host.noop("the service has a key")
     else:
+        new = QuoteString(f"{path}.new")
         yield StringCommand(
-            "umask 077 && head -c 32 /dev/urandom | base64 | tr '+/' '-_' | tr -d '=' >", QuoteString(f"{path}.new"),
-            "&& sync", QuoteString(f"{path}.new"), "&& mv", QuoteString(f"{path}.new"), QuoteString(path),
+            "mkdir -p", QuoteString(folder(service)), "&& umask 077",
+            "&& head -c 32 /dev/urandom | base64 | tr '+/' '-_' | tr -d '=' >", new,
+            "&& sync", new, "&& mv", new, QuoteString(path),
         )  # fmt: skip
 
 
@@ -119,7 +121,7 @@ def running(service: Service, index: int, offload: engine.Offload, model_path: s
             "systemctl restart --no-block", QuoteString(service.unit),
         )  # fmt: skip
     if state.get("generation") != generation or state.get("ActiveState") != "active":
-        yield FunctionCommand(_wait_until_ready, (service,), {})
+        yield FunctionCommand(_wait_until_ready, (service, generation), {})
     elif not changes:
         host.noop(f"{service.unit} runs as described")
 
@@ -144,12 +146,15 @@ def _problem(
     return None
 
 
-def _wait_until_ready(state: Any, host: Any, service: Service) -> bool:
-    """Watch a start, with a line whenever there is something to say; False with the journal's end if it fails."""
+def _wait_until_ready(state: Any, host: Any, service: Service, generation: str) -> bool:
+    """Watch a start, with a line whenever there is something to say; False with the journal's end if it fails.
+
+    Just after the restart was asked for, the process before it may still be the active one.
+    """
     started, said, unit = time.monotonic(), "", {}
     while (elapsed_s := time.monotonic() - started) < service.start_timeout_s:
         unit = host.get_fact(ServiceState, unit=service.unit, port=service.port)
-        if unit.get("ActiveState") == "active":
+        if unit.get("ActiveState") == "active" and unit.get("generation") == generation:
             host.log(f"{service.name} is ready after {elapsed_s:.0f} s", logger.info)
             return True
         if unit.get("ActiveState") == "failed" or unit.get("SubState") == "auto-restart":

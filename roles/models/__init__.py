@@ -4,7 +4,6 @@ from pathlib import Path
 
 from pyinfra import host
 from pyinfra.api import deploy
-from pyinfra.operations import files as pyinfra_files
 
 import moehost
 from moehost.fetch import MODULES
@@ -16,7 +15,6 @@ from roles.operations import files
 @deploy("Models")
 def models(node: Node) -> None:
     package = Path(moehost.__file__).parent
-    pyinfra_files.directory(name="Make the node's library", path=f"{LIBRARY}/moehost", mode="755")
     files(
         name="Install the program that fetches models",
         contents={f"{LIBRARY}/moehost/{each}.py": (package / f"{each}.py").read_text() for each in MODULES},

@@ -22,8 +22,8 @@ LIBRARY = "/usr/local/lib/moehost"
 TOKEN = "/etc/moehost/hub-token"  # noqa: S105  (a path)
 GIB = 1 << 30
 
-# The fetch reads what strangers send: it may write the store, and nothing else. It is root within these limits so that
-# models which belong to others can be linked instead of copied, and so that no service can write the store.
+# The fetch reads what strangers send: it may write the store, and nothing else. It is root within these limits so
+# that models which belong to others can be linked instead of copied, and so that no service can write the store.
 SANDBOX = [
     "CapabilityBoundingSet=CAP_DAC_OVERRIDE CAP_FOWNER",
     "NoNewPrivileges=yes",
@@ -145,7 +145,7 @@ def _upload(order: Order) -> Iterator[Any]:
     there = host.get_fact(FileStates, paths=list(targets.values()))
     yield StringCommand("mkdir", "-p", QuoteString(folder))
     for path, target in targets.items():
-        if there.get(target, ("",))[0] != order.sha256[path.name]:
+        if there.get(target, [""])[0] != order.sha256[path.name]:
             yield FileUploadCommand(str(path), target, remote_temp_filename=host.get_temp_filename(target))
             yield StringCommand("chmod 644", QuoteString(target))
 

@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 import click
 
-from moehost import sandbox, settings
+from moehost import reference, sandbox, settings
 
 BAD_INPUT = 2
 
@@ -64,6 +64,17 @@ def check_inventory(inventory: str, as_json: bool) -> None:
     else:
         for name, node in nodes.items():
             click.echo(f"{name}: {', '.join(service.name for service in node.services) or 'no services'}")
+
+
+@main.command("settings")
+def settings_reference() -> None:
+    """Print the reference of all settings (Markdown).
+
+    \b
+    Example:
+        moehost settings | less
+    """
+    click.echo(reference.page(), nl=False)
 
 
 def _hosts(inventory: str) -> list[dict[str, Any]]:
@@ -150,6 +161,37 @@ def status(name: str) -> None:
     if state == "running":
         units = ("systemctl", "list-units", "--all", "--plain", "--no-legend", "llama-server-*", "moehost-*")
         click.echo(sandbox.execute(name, *units), nl=False)
+
+
+@sandbox_group.command()
+@click.argument("question")
+@click.option("--service", default="tiny", show_default=True, help="Name of the service to ask.")
+@click.option("--tokens", default=48, show_default=True, help="Length of the answer, at most.")
+@_name
+def ask(question: str, service: str, tokens: int, name: str) -> None:
+    """Ask a service of the sandbox, with its key, and print the answer.
+
+    \b
+    Example:
+        moehost sandbox ask "What is a mixture of experts?"
+    """
+    folder = f"/etc/moehost/{service}"
+    arguments = json.loads(sandbox.execute(name, "cat", f"{folder}/plan.json"))["argv"]
+    port = arguments[arguments.index("--port") + 1]
+    key = sandbox.execute(name, "cat", f"{folder}/api-keys").split()[0]
+    body = {"messages": [{"role": "user", "content": question}], "max_tokens": tokens}
+    # The key goes to curl over standard input: arguments can be read by everybody.
+    config = f'header = "Authorization: Bearer {key}"\ndata = {json.dumps(json.dumps(body))}\n'
+    url = f"http://127.0.0.1:{port}/v1/chat/completions"
+    answer = json.loads(sandbox.execute(name, "curl", "--silent", "--show-error", "--config", "-", url, stdin=config))
+    if "error" in answer:
+        stop(f"{service} answers: {answer['error'].get('message', answer['error'])}", code=1)
+    click.echo(answer["choices"][0]["message"]["content"].strip())
+    timings = answer["timings"]
+    say(
+        f"prompt {timings['prompt_n']} tokens at {timings['prompt_per_second']:.0f} tok/s, "
+        f"answer {timings['predicted_n']} tokens at {timings['predicted_per_second']:.0f} tok/s"
+    )
 
 
 @sandbox_group.command()

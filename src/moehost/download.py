@@ -15,6 +15,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
+from dataclasses import dataclass
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,7 @@ _FAILURES = {
     24: "the host wants a login",
     29: "the host is overloaded",
 }
+_UNKNOWN_FAILURE = 1
 _LOCAL_FAILURES = {
     9: "the disk is full",
     15: "cannot open the file",
@@ -168,102 +170,109 @@ def locate(url: str, token: str | None) -> tuple[str, int]:
     return place, int(size)
 
 
-def fetch(
-    url: str,
-    token: str | None,
-    part: Path,
-    size_bytes: int,
-    connections: int,
-    lock: int,
-    on_bytes: Callable[[int], None],
-) -> None:
-    """Fills a part, going on from where an earlier call or run was interrupted, whenever that is known.
+@dataclass(frozen=True)
+class Downloader:
+    """Fetches files one after the other, each over several connections.
 
-    Each try resolves the address anew, because signed ones expire. Raises StoreError if that fails.
-
-    + lock: descriptor that aria2 inherits, so that no other run touches the part before it has ended
-    + on_bytes: hears how many bytes are there, about once a second
+    + token: for the hub, None for other hosts
+    + connections: parallel ranges of one file
+    + lock: descriptor that aria2 inherits, so that no other run touches a part before it has ended
     """
-    if not (part.exists() and store.control_file(part).exists()):
-        store.discard(part)  # without the control file nobody knows which ranges are there
-    held_bytes, fruitless = store.held_bytes(part), 0
-    while True:
-        try:
-            place, found_bytes = locate(url, token)
-            if found_bytes != size_bytes:
+
+    token: str | None
+    connections: int
+    lock: int
+
+    def fetch(self, url: str, part: Path, size_bytes: int, on_bytes: Callable[[int], None]) -> None:
+        """Fills a part, going on from where an earlier call or run was interrupted, if that is known.
+
+        Each try resolves the address anew, because signed ones expire; tries that bring bytes cost nothing.
+        `on_bytes` hears about once a second how many bytes are there. Raises StoreError or ValueError.
+        """
+        if not (part.exists() and store.control_file(part).exists()):
+            store.discard(part)  # without the control file nobody knows which ranges are there
+        held_bytes, fruitless = store.held_bytes(part), 0
+        while True:
+            try:
+                status = self._try(url, part, size_bytes, on_bytes)
+                if status == 0:
+                    return
+                reason = f"{_origin(url)}: {_FAILURES.get(status, f'aria2 ended with status {status}')}"
+            except Unreachable as error:
+                status, reason = None, str(error)
+            before_bytes, held_bytes = held_bytes, store.held_bytes(part)
+            fruitless = 0 if held_bytes > before_bytes else fruitless + 1
+            if fruitless >= FRUITLESS_TRIES:
                 raise store.StoreError(
-                    f"{_origin(place)}: has {found_bytes} bytes for {part.stem}, {size_bytes} announced; "
-                    "correct the source or the revision"
+                    f"{part.stem}: {reason}; gave up after {fruitless} tries, run again later"
                 )
-            status = _aria2(place, part, connections, lock, on_bytes)
-            if status == 0:
-                return
-            if status in _LOCAL_FAILURES:
-                raise store.StoreError(
-                    f"{part}: {_LOCAL_FAILURES[status]}; make room or mend it, then run again"
-                )
-            reason = f"{_origin(place)}: {_FAILURES.get(status, f'aria2 ended with status {status}')}"
-        except Unreachable as error:
-            reason = str(error)
-        before, held_bytes = held_bytes, store.held_bytes(part)
-        fruitless = 0 if held_bytes > before else fruitless + 1
-        if fruitless >= FRUITLESS_TRIES:
+            if status == _UNKNOWN_FAILURE and fruitless == 2:
+                store.discard(part)  # most likely a power cut has damaged its control file
+            time.sleep(min(2.0**fruitless, MAX_PAUSE_S))
+
+    def _try(self, url: str, part: Path, size_bytes: int, on_bytes: Callable[[int], None]) -> int:
+        """Resolves the address and runs aria2; returns its exit status, raises for what no try can mend."""
+        place, found_bytes = locate(url, self.token)
+        if found_bytes != size_bytes:
             raise store.StoreError(
-                f"{part.stem}: {reason}; gave up after {fruitless} tries, run again to continue"
+                f"{_origin(place)}: has {found_bytes} bytes for {part.stem}, not the {size_bytes} announced; "
+                f"correct the source or the revision"
             )
-        time.sleep(min(2.0**fruitless, MAX_PAUSE_S))
+        status = self._aria2(place, part, on_bytes)
+        if status in _LOCAL_FAILURES:
+            raise store.StoreError(f"{part}: {_LOCAL_FAILURES[status]}; mend it and run again to continue")
+        return status
 
-
-def _aria2(url: str, part: Path, connections: int, lock: int, on_bytes: Callable[[int], None]) -> int:
-    """Runs aria2 once and returns its exit status."""
-    arguments = [
-        "aria2c",
-        "--no-conf",
-        "--no-netrc",
-        "--input-file=-",
-        f"--dir={part.parent}",
-        "--continue=true",
-        "--always-resume=false",  # a host without ranges starts again instead of failing
-        "--auto-file-renaming=false",
-        "--file-allocation=none",  # so that the blocks of an unfinished file tell what is still to come
-        f"--split={connections}",
-        f"--max-connection-per-server={connections}",
-        "--min-split-size=4M",
-        "--disk-cache=64M",
-        "--auto-save-interval=1",  # seconds of work that a SIGKILL may cost
-        f"--stop-with-process={os.getpid()}",
-        f"--timeout={TIMEOUT_S}",
-        f"--connect-timeout={TIMEOUT_S}",
-        "--max-tries=3",
-        "--retry-wait=2",
-        "--user-agent=moehost",
-        "--summary-interval=1",
-        "--human-readable=false",
-        "--show-console-readout=false",
-        "--download-result=hide",
-        "--console-log-level=error",
-        "--enable-color=false",
-    ]
-    try:
-        aria2 = subprocess.Popen(
-            arguments,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-            pass_fds=[lock],
-        )
-    except FileNotFoundError:
-        raise store.StoreError("aria2c: is not installed; install the package aria2") from None
-    with aria2:
-        assert aria2.stdin is not None and aria2.stdout is not None  # noqa: S101  (for the type checker)
+    def _aria2(self, url: str, part: Path, on_bytes: Callable[[int], None]) -> int:
+        """Runs aria2 once and returns its exit status."""
+        arguments = [
+            "aria2c",
+            "--no-conf",
+            "--no-netrc",
+            "--input-file=-",
+            f"--dir={part.parent}",
+            "--continue=true",
+            "--always-resume=false",  # a host without ranges starts again instead of failing
+            "--auto-file-renaming=false",
+            "--file-allocation=none",  # so that the blocks of an unfinished file tell what is still to come
+            f"--split={self.connections}",
+            f"--max-connection-per-server={self.connections}",
+            "--min-split-size=4M",
+            "--disk-cache=64M",
+            "--auto-save-interval=1",  # seconds of work that a SIGKILL may cost
+            f"--stop-with-process={os.getpid()}",
+            f"--timeout={TIMEOUT_S}",
+            f"--connect-timeout={TIMEOUT_S}",
+            "--max-tries=3",
+            "--retry-wait=1",
+            "--user-agent=moehost",
+            "--summary-interval=1",
+            "--human-readable=false",
+            "--show-console-readout=false",
+            "--download-result=hide",
+            "--console-log-level=error",
+            "--enable-color=false",
+        ]
         try:
-            aria2.stdin.write(f"{url}\n out={part.name}\n")
-            aria2.stdin.close()
-            for line in aria2.stdout:
-                if summary := _SUMMARY.match(line):
-                    on_bytes(int(summary[1]))
-        except BaseException:
-            aria2.terminate()
-            raise
-    return aria2.returncode
+            aria2 = subprocess.Popen(
+                arguments,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                text=True,
+                pass_fds=[self.lock],
+            )
+        except FileNotFoundError:
+            raise store.StoreError("aria2c: is not installed; install the package aria2") from None
+        with aria2:
+            assert aria2.stdin is not None and aria2.stdout is not None  # noqa: S101  (for the type checker)
+            try:
+                aria2.stdin.write(f"{url}\n out={part.name}\n")
+                aria2.stdin.close()
+                for line in aria2.stdout:
+                    if summary := _SUMMARY.match(line):
+                        on_bytes(int(summary[1]))
+            except BaseException:
+                aria2.terminate()
+                raise
+        return aria2.returncode

@@ -19,10 +19,15 @@ Dialect = Literal["ik", "llama.cpp"]
 
 # Accepted by ik_llama.cpp 8337e4cd but not printed by its --help.
 IK_HIDDEN_FLAGS = frozenset(
-    ["-a", "--alias", "--n-predict", "--embeddings", "--n-gpu-layers", "--n-gpu-layers-draft", "--peg"]
+    [
+        *("-a", "--alias", "--n-predict", "--n-gpu-layers", "--n-gpu-layers-draft"),
+        *("--peg", "-rcache", "--rope-cache", "--logit-bias"),
+    ]
 )
 # systemd expands %d to the unit's credentials directory.
 API_KEYS = "%d/api-keys"
+REMOVED = "the argument has been removed"
+PROBE_MODEL = "/nonexistent/probe.gguf"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,12 +63,17 @@ class Version:
 
     @classmethod
     def parse(cls, output: str) -> Version:
-        """Read e.g. `version: 4840 (8337e4cd)`; without such a line the fields are None."""
-        found = re.search(r"^version: *(.*?(\d+)? *\(([0-9a-f]{7,40}|unknown)[^)]*\).*|.*)$", output, re.MULTILINE)
+        """Read e.g. `version: 4840 (8337e4cd3)` or `version: 0.7.0 (build 11669, commit Debian)`.
+
+        What it does not say is None.
+        """
+        found = re.search(r"^version: *(.*\S)", output, re.MULTILINE)
         if not found:
             return cls("unknown version", None, None)
-        commit = found[3] if found[3] != "unknown" else None
-        return cls(found[1].strip(), int(found[2]) if found[2] else None, commit)
+        text = found[1]
+        build = re.search(r"\bbuild (\d+)|^(\d+) \(", text)
+        commit = re.search(r"(?:\(|commit )([0-9a-f]{7,40})\b", text)
+        return cls(text, int(build[1] or build[2]) if build else None, commit[1] if commit else None)
 
 
 def offload_arguments(offload: Offload, dialect: Dialect) -> list[str]:
@@ -119,15 +129,14 @@ def known_flags(help_text: str) -> frozenset[str]:
     """All flags that a `--help` lists, both dialects' formats; those it calls removed are left out."""
     flags: set[str] = set()
     lines = help_text.splitlines()
-    for number, line in enumerate(lines):
+    for line, below in zip(lines, [*lines[1:], ""], strict=True):
+        if not _starts_option(line):
+            continue
+        # A description stands beside its flags or, where these are long, below them.
+        if REMOVED in line or (REMOVED in below and not _starts_option(below)):
+            continue
         text = line.lstrip()
-        # Options start at the left; what is indented further belongs to the description of one.
-        if not text.startswith("-") or len(line) - len(text) > 12:
-            continue
-        description = " ".join(lines[number : number + 2])
-        if "the argument has been removed" in description:
-            continue
-        while found := re.match(r"(-{1,2}[A-Za-z][\w-]*)(\(s\))?", text):
+        while found := re.match(r"(-{1,2}[A-Za-z][\w.-]*)(\(s\))?", text):
             flags.add(found[1])
             if found[2]:
                 flags.add(found[1] + "s")
@@ -136,6 +145,12 @@ def known_flags(help_text: str) -> frozenset[str]:
                 break
             text = text[found.end() + following.end() :]
     return frozenset(flags)
+
+
+def _starts_option(line: str) -> bool:
+    """Whether a line of `--help` names flags; what is indented further belongs to the description of some."""
+    text = line.lstrip()
+    return text.startswith("-") and len(line) - len(text) <= 12
 
 
 def unknown_flags(arguments: Iterable[str], help_text: str, dialect: Dialect) -> list[str]:
@@ -159,18 +174,28 @@ def probe_arguments(arguments: Sequence[str]) -> list[str]:
     and without touching the service that runs; see `refusal`.
     """
     words = list(arguments)
-    for flag, value in (("-m", "/nonexistent/probe.gguf"), ("--port", "0"), ("--api-key-file", None)):
+    for flag, value in (("-m", PROBE_MODEL), ("--port", "0"), ("--api-key-file", None)):
         at = words.index(flag)
         words[at : at + 2] = [flag, value] if value else []
     return words
 
 
 def refusal(output: str) -> str | None:
-    """The sentence with which llama-server refuses its arguments, or None if it took them (and missed the model)."""
-    found = re.search(
-        r"^.*?(?:error: )?((?:unknown|invalid) (?:argument|parameter).*|error while handling argument.*"
-        r"|unsupported cache type.*)$",
-        output,
-        re.MULTILINE | re.IGNORECASE,
-    )
-    return found[1].strip() if found else None
+    """The sentence with which llama-server refuses `probe_arguments`, or None if it took them and missed the model.
+
+    What is recognised is the missing model: a refusal has many forms, from a sentence above the usage to the last
+    words of a crash, and ik_llama.cpp says no more than `stoi` about a word where a number should be.
+    """
+    if re.search(rf"(?:failed|unable|error).*{re.escape(PROBE_MODEL)}", output):
+        return None
+    before_usage = re.split(r"^usage:", output, maxsplit=1, flags=re.MULTILINE)[0]
+    said = [line for line in map(_complaint, before_usage.splitlines()) if line]
+    reason = " / ".join(said[-4:]) or "it ends without a word"
+    return f"{reason} (a value is no number, or too large)" if re.search(r"\bsto[a-z]+$", reason) else reason
+
+
+def _complaint(line: str) -> str:
+    """A line without its log prefix and preamble, empty if it only informs."""
+    if re.match(r"\s*(?:INFO \[|[\d.]+ [DIW] |warning:|terminate called)", line):
+        return ""
+    return " ".join(re.sub(r"^\s*(?:[\d.]+ E |what\(\): *|error: )", "", line).split())

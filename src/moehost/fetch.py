@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -67,63 +67,66 @@ def plan(job: Job, token: str | None) -> list[Order]:
         case HubSource() as hub:
             files = list(sources.hub_files(hub, download.tree(hub.tree_url(job.endpoint), token)))
             origins = [hub.resolve_url(job.endpoint, file.name) for file in files]
-    orders = [
-        Order(file, origin) for file, origin in zip(sources.pin(files, job.sha256), origins, strict=True)
-    ]
-    for order in orders:
-        if isinstance(order.origin, str) and order.file.sha256 is None:
-            raise StoreError(
-                f"{order.origin}: the hub states no sha256 for it; add one for {order.file.name}"
-            )
-    return orders
+    pinned = sources.pin(files, job.sha256)
+    unknown = [file.name for file in pinned if file.sha256 is None]
+    if unknown and isinstance(job.where, HubSource):
+        raise StoreError(
+            f"{job.source}: the hub states no sha256 of {unknown[0]}; add it to the job's sha256"
+        )
+    return [Order(file, origin) for file, origin in zip(pinned, origins, strict=True)]
 
 
 def run(job: Job) -> None:
-    """Makes a model stand in the store, or leaves the old one; StoreError, ValueError or OSError."""
+    """Makes a model stand in the store; after StoreError, ValueError or OSError the old one still stands."""
     shelf = Shelf(Path(job.store), job.model)
     with shelf.locked(
-        lambda: _say(f"{job.model}: another run is at work on it; waiting for its end")
+        on_wait=lambda: _say(f"{job.model}: waiting for another run that is at work on it")
     ) as lock:
         progress = Progress(shelf.progress)
         try:
+            progress.show("download", 0)
             shelf.recover()
-            if not _stands(shelf, job):
-                _replace(shelf, job, lock, progress)
+            model = shelf.manifest()
+            if model is None or not _is_asked(model, shelf, job):
+                model = _replace(shelf, job, lock, progress)
             shelf.clear()
-            if job.uploaded and isinstance(job.where, FileSource):
-                for name in job.where.names:
-                    (Path(job.where.folder) / name).unlink(missing_ok=True)
+            if job.uploaded:
+                for path in _local_files(job):
+                    path.unlink(missing_ok=True)
+            progress.total_bytes = sum(file.size_bytes for file in model.files)
             progress.show("done", progress.total_bytes)
         except BaseException as error:
             progress.fail(_line(error))
             raise
 
 
-def _stands(shelf: Shelf, job: Job) -> bool:
-    """Whether the model is there already; a file's origin may be gone, but not newer."""
-    manifest = shelf.manifest()
-    if manifest is None or not manifest.answers(job.label, job.revision, job.sha256):
-        return False
-    if not isinstance(job.where, FileSource):
-        return True
-    origins = [Path(job.where.folder) / name for name in job.where.names]
-    return all(store.alike(path, shelf.target / path.name) for path in origins if path.exists())
+def _local_files(job: Job) -> list[Path]:
+    source = job.where
+    return [Path(source.folder) / name for name in source.names] if isinstance(source, FileSource) else []
 
 
-def _replace(shelf: Shelf, job: Job, lock: int, progress: Progress) -> None:
+def _is_asked(model: Manifest, shelf: Shelf, job: Job) -> bool:
+    """Whether a model is what the job would bring; a local origin may be gone by now, but not changed."""
+    origins = [path for path in _local_files(job) if path.exists()]
+    return model.answers(job.label, job.revision, job.sha256) and all(
+        store.alike(path, shelf.target / path.name) for path in origins
+    )
+
+
+def _replace(shelf: Shelf, job: Job, lock: int, progress: Progress) -> Manifest:
     token = _token(job)
     orders = plan(job, token)
     progress.total_bytes = sum(order.file.size_bytes for order in orders)
-    shelf.stage(
-        {"source": job.label, "revision": job.revision, "files": [order.to_json() for order in orders]}
-    )
+    wanted = [order.to_json() for order in orders]
+    shelf.stage({"source": job.label, "revision": job.revision, "files": wanted})
     _adopt(shelf, orders)
     shelf.require_space(sum(shelf.missing_bytes(order.file) for order in orders), job.reserve_mib)
+    downloader = download.Downloader(token, job.connections, lock)
     files: list[ModelFile] = []
     headers: list[gguf.Header] = []
     for number, order in enumerate(orders, start=1):
         before_bytes = sum(file.size_bytes for file in files)
-        files.append(_bring(shelf, order, job, token, lock, progress, before_bytes))
+        files.append(_bring(shelf, order, downloader, progress, before_bytes))
         # Read at once, so that an address that never led to a model costs one file and not the whole set.
         headers.append(gguf.read_file(shelf.finished(order.file)))
         _say(f"{order.file.name}: verified ({number} of {len(orders)})")
@@ -133,6 +136,7 @@ def _replace(shelf: Shelf, job: Job, lock: int, progress: Progress) -> None:
     manifest = Manifest(job.model, job.label, job.revision, tuple(files), architecture, len(model.tensors))
     shelf.seal(manifest, {Path(header.name).name: header.to_json()["tensors"] for header in headers})
     shelf.switch()
+    return manifest
 
 
 def _adopt(shelf: Shelf, orders: Sequence[Order]) -> None:
@@ -149,36 +153,27 @@ def _adopt(shelf: Shelf, orders: Sequence[Order]) -> None:
 
 
 def _bring(
-    shelf: Shelf, order: Order, job: Job, token: str | None, lock: int, progress: Progress, before_bytes: int
+    shelf: Shelf, order: Order, downloader: download.Downloader, progress: Progress, before_bytes: int
 ) -> ModelFile:
     """Gets one file to where it waits for the switch, verified; returns it with its sha256."""
-    file, part = order.file, shelf.part(order.file)
-
-    def show(phase: str) -> Callable[[int], None]:
-        return lambda done_bytes: progress.show(phase, before_bytes + done_bytes)
-
-    if shelf.finished(file).exists():
-        return (
-            file
-            if file.sha256
-            else replace(file, sha256=store.sha256_of(shelf.finished(file), show("verify")))
-        )
+    file, part, finished = order.file, shelf.part(order.file), shelf.finished(order.file)
+    on_fetched, on_hashed = (progress.counter(phase, before_bytes) for phase in ("download", "verify"))
+    if finished.exists():
+        return replace(file, sha256=file.sha256 or store.sha256_of(finished, on_hashed))
     resumed = part.exists() and not isinstance(order.origin, Path)
     while True:
         if not shelf.is_filled(file):
             if isinstance(order.origin, Path):
-                store.copy(order.origin, part, show("download"))
+                store.copy(order.origin, part, on_fetched)
             else:
-                download.fetch(
-                    order.origin, token, part, file.size_bytes, job.connections, lock, show("download")
-                )
-        found = store.sha256_of(part, show("verify"))
+                downloader.fetch(order.origin, part, file.size_bytes, on_fetched)
+        found = store.sha256_of(part, on_hashed)
         if file.sha256 in (None, found):
             break
         store.discard(part)
         if not resumed:
             raise StoreError(
-                f"{order.origin}: has sha256 {found}, not {file.sha256}; correct the source or the sha256"
+                f"{order.origin}: its sha256 is {found}, not {file.sha256}; correct one of the two"
             )
         # A power cut can cost bytes that counted as there: only an uninterrupted try condemns the source.
         resumed = False

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from moehost import store
@@ -45,6 +47,11 @@ class Progress:
         }
         store.write_json(self._path, {**state, "eta_s": eta_s, "error": error}, durable=False)
 
+    def counter(self, phase: str, before_bytes: int) -> Callable[[int], None]:
+        """Shows a phase of one file by its own bytes, when the files before it have so many."""
+        return lambda done_bytes: self.show(phase, before_bytes + done_bytes)
+
     def fail(self, error: str) -> None:
-        """Leaves the reason where the numbers stood."""
-        self.show("failed", self._samples[-1][1] if self._samples else 0, error)
+        """Leaves the reason where the numbers stood; a full disk may not even have room for that."""
+        with suppress(OSError):
+            self.show("failed", self._samples[-1][1] if self._samples else 0, error)

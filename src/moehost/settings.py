@@ -36,12 +36,27 @@ Name = Annotated[
 ModelName = Annotated[
     str, _matching(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", "use letters, digits, dots, dashes and underscores")
 ]
-Folder = Annotated[str, _matching(r"(/[A-Za-z0-9._-]+)+", "write an absolute path of letters, digits and ._-")]
+Folder = Annotated[
+    str,
+    _matching(
+        r"(/(?![.]{1,2}(/|$))[A-Za-z0-9._-]+)+", "write an absolute path of letters, digits and ._-, without .."
+    ),
+]
 MemoryMax = Annotated[
     str, _matching(r"[1-9][0-9]?%|100%|[1-9][0-9]*[MGT]|infinity", "write e.g. 92%, 700G or infinity, as in systemd")
 ]
 Port = Annotated[int, Field(ge=1, le=65535)]
 KvType = Literal["f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"]
+# What the rest of the house must know of, and what would show a secret: not for `server_args`.
+OWN_SETTING = {
+    **dict.fromkeys(("-m", "--model", "-mu", "--model-url", "-hf", "-hfr", "--hf-repo"), "model"),
+    **dict.fromkeys(("-a", "--alias"), "name"),
+    **dict.fromkeys(("--api-key", "--api-key-file"), "api_keys_file"),
+    **dict.fromkeys(("-hft", "--hf-token"), "hf_token_file"),
+    "--host": "host",
+    "--port": "port",
+}
+SLOT_TOKENS = 256
 
 
 class SettingsError(ValueError):
@@ -63,8 +78,8 @@ class Model(Settings):
 
     name: ModelName = Field(description="folder of the model below `models_dir`")
     source: str = Field(
-        description="`hf://OWNER/REPO/PATH@REVISION`, `https://HOST/X.gguf`, or `file:///PATH` "
-        "(on the node, else on this computer); any one shard names a whole split set"
+        description="`hf://OWNER/REPO/PATH@COMMIT`, `https://HOST/X.gguf`, `file:///PATH` (on the node) "
+        "or `file:PATH` (on this computer, below this folder); any one shard names a whole split set"
     )
     revision: str | None = Field(None, description="commit of the `hf://` repository, if not in `source`")
     sha256: dict[str, str] = Field(
@@ -119,11 +134,7 @@ class Service(Settings):
     api_keys_file: str | None = Field(
         None, description="file on this computer with one key per line; without it a key is made on the node"
     )
-    memory_max: str = Field(
-        "92%",
-        pattern=r"^([1-9][0-9]?%|100%|[1-9][0-9]*[MGT]|infinity)$",
-        description="MemoryMax= of the unit",
-    )
+    memory_max: MemoryMax = Field("92%", description="MemoryMax= of the unit")
     start_timeout_s: int = Field(2700, ge=10, description="how long a start may take: a load of 200 GB takes minutes")
     server_args: list[str] = Field(default_factory=list, description="flags that are added last, checked as all are")
 
@@ -131,20 +142,34 @@ class Service(Settings):
     @classmethod
     def _host_is_an_address(cls, value: str) -> str:
         try:
-            ipaddress.ip_address(value)
+            address = ipaddress.ip_address(value)
         except ValueError:
             raise ValueError(f"{value!r} is no IP address; 127.0.0.1 is the default") from None
+        if getattr(address, "scope_id", None):
+            raise ValueError(f"{value!r} names an interface, which a unit would change; use an address without %")
         return value
 
     @field_validator("server_args")
     @classmethod
     def _args_can_stand_in_a_unit(cls, value: list[str]) -> list[str]:
         for arg in value:
+            if arg in OWN_SETTING:
+                raise ValueError(f"{arg} belongs to the setting {OWN_SETTING[arg]!r}; write it there")
             if not arg or re.search(r"[\\%$\n\"']", arg):
                 raise ValueError(
                     f"{arg!r} is empty or holds one of \\ % $ \" ' or a line break, which a unit would change"
                 )
         return value
+
+    @model_validator(mode="after")
+    def _slots_have_room(self) -> Service:
+        each = self.context // self.parallel
+        if each < SLOT_TOKENS:
+            raise ValueError(
+                f"context {self.context} shared by {self.parallel} slots leaves {each} tokens each, "
+                f"less than {SLOT_TOKENS}; raise context or lower parallel"
+            )
+        return self
 
     @property
     def unit(self) -> str:

@@ -15,7 +15,7 @@ from urllib.parse import quote, unquote, urlsplit
 
 from moehost import gguf
 
-# Names get into unit files, command lines and aria2's input, so they hold nothing that any of those interprets.
+# Names get into unit files, command lines and aria2's input: they hold nothing that any of them interprets.
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]*")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -195,7 +195,7 @@ def check_sha256(source: Source, sha256: Mapping[str, str]) -> None:
     An https source needs one for every file: nothing else says that the bytes are the right ones.
     """
     for name, value in sha256.items():
-        if not _SHA256.fullmatch(value):
+        if not _SHA256.fullmatch(str(value)):
             raise ValueError(
                 f"sha256 of {name!r}: {value!r} is not 64 lower-case hex digits; copy it from sha256sum"
             )

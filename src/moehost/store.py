@@ -1,7 +1,7 @@
 """The model store: where a model stands, how its successor is put together beside it and takes its place.
 
     STORE/NAME/                  shards, tensors.json, manifest.json: whole and verified, or not there at all
-    STORE/.incoming/NAME.lock    held by the run that works on NAME, and by its download program
+    STORE/.incoming/.NAME.lock   held by the run that works on NAME, and by its download program
     STORE/.incoming/NAME/        progress.json, job.json (what the files below belong to)
         files/                   the successor: X.gguf is verified, X.gguf.part is not; manifest.json is last
         old/                     the predecessor, between the two renames of a switch and until it is removed
@@ -85,7 +85,7 @@ class Shelf:
             raise StoreError(f"{self.store}: there is no such folder; create it or mount its disk")
         self.incoming.mkdir(parents=True, exist_ok=True)
         lock = os.open(
-            self.incoming.with_name(f"{self.model}.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600
+            self.incoming.with_name(f".{self.model}.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600
         )
         try:
             try:
@@ -184,7 +184,7 @@ class Shelf:
             if path.name not in names:
                 path.unlink()
         write_json(self.files / "tensors.json", tensors)
-        write_json(self.files / "manifest.json", manifest.to_json())
+        write_json(self.files / "manifest.json", manifest.to_json(), indent=2)
 
     def switch(self) -> None:
         """Puts the sealed successor in its place; programs that have the old files open keep them."""
@@ -254,13 +254,13 @@ def alike(origin: Path, stored: Path) -> bool:
     return (one.st_size, one.st_mtime_ns) == (other.st_size, other.st_mtime_ns)
 
 
-def write_json(path: Path, data: Any, durable: bool = True) -> None:
+def write_json(path: Path, data: Any, durable: bool = True, indent: int | None = None) -> None:
     """Replaces a file at once, so that a reader meets the old or the new text and never a piece.
 
     + durable: it is on the disk before this returns, in the order of the calls
     """
     fresh = path.with_name(f"{path.name}.new")
-    fresh.write_text(json.dumps(data) + "\n")
+    fresh.write_text(json.dumps(data, indent=indent) + "\n")
     if durable:
         sync(fresh)
     fresh.replace(path)

@@ -26,6 +26,7 @@ ARCHITECTURE = "qwen35moe"
 CONTEXT = 262144
 FULL_ATTENTION_INTERVAL = 4
 EXPERT_TYPES = ("F16", "BF16", "Q4_0", "Q8_0", "IQ4_NL")
+MAX_SHARDS = 32  # ik_llama.cpp keeps 64 GGUF contexts, some of which it needs itself
 
 # Head sizes of the real model, because the engines' kernels are chosen by them; fewer heads.
 HEADS, KV_HEADS, HEAD_SIZE, ROPE_SIZE, ROPE_SECTIONS = 4, 2, 256, 64, (11, 11, 10, 0)
@@ -38,7 +39,7 @@ MIN_VOCABULARY = 512
 MAX_VOCABULARY = BYTES + 2 * len(SYLLABLES) + len(SYLLABLES) ** 2 + len(CONTROL_TOKENS)
 CHAT_TEMPLATE = (
     "{%- for message in messages %}"
-    "{{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>\\n' }}"
+    "{{- '<|im_start|>' + message.role + '\\n' + (message.content or '') + '<|im_end|>\\n' }}"
     "{%- endfor %}"
     "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}"
 )
@@ -62,7 +63,7 @@ class Shape:
     + shards: files
     + seed: the same shape and seed give the same bytes
 
-    Raises ValueError for a combination that no engine loads.
+    Raises ValueError for a shape that an engine would refuse.
     """
 
     layers: int = 4
@@ -82,12 +83,14 @@ class Shape:
             f"layers must be at least {FULL_ATTENTION_INTERVAL}": self.layers >= FULL_ATTENTION_INTERVAL,
             "embedding must be a positive multiple of 32": self.embedding > 0 and self.embedding % 32 == 0,
             "expert_ff must be a positive multiple of 32": self.expert_ff > 0 and self.expert_ff % 32 == 0,
-            "experts_used must lie between 1 and experts": 1 <= self.experts_used <= self.experts,
+            "experts_used must lie between 1 and experts, experts not above 512": (
+                1 <= self.experts_used <= self.experts <= 512
+            ),
             f"vocabulary must lie between {MIN_VOCABULARY} and {MAX_VOCABULARY}": (
                 MIN_VOCABULARY <= self.vocabulary <= MAX_VOCABULARY
             ),
             f"quantisation must be one of {', '.join(EXPERT_TYPES)}": self.quantisation in EXPERT_TYPES,
-            "shards must lie between 1 and the number of tensors": 1 <= self.shards <= len(layout(self)),
+            f"shards must lie between 1 and {MAX_SHARDS}": 1 <= self.shards <= MAX_SHARDS,
             "seed must not be negative": self.seed >= 0,
         }
         for rule, holds in rules.items():
@@ -125,25 +128,19 @@ def layout(shape: Shape) -> dict[str, tuple[int, ...]]:
         "attn_k_norm.weight": (HEAD_SIZE,),
         "attn_output.weight": (width, HEADS * HEAD_SIZE),
     }
-    into_experts: dict[str, tuple[int, ...]] = (
-        {"ffn_gate_up_exps.weight": (experts, 2 * ff, width)}
-        if shape.merged_gate_up
-        else {"ffn_gate_exps.weight": (experts, ff, width), "ffn_up_exps.weight": (experts, ff, width)}
-    )
-    feed_forward = {
+    into_experts = ["gate_up"] if shape.merged_gate_up else ["gate", "up"]
+    feed_forward: dict[str, tuple[int, ...]] = {
         "ffn_gate_inp.weight": (experts, width),
-        **into_experts,
+        **{f"ffn_{part}_exps.weight": (experts, 2 * ff // len(into_experts), width) for part in into_experts},
         "ffn_down_exps.weight": (experts, width, ff),
         "ffn_gate_inp_shexp.weight": (width,),
         "ffn_gate_shexp.weight": (ff, width),
         "ffn_up_shexp.weight": (ff, width),
         "ffn_down_shexp.weight": (width, ff),
     }
-    next_token = {
+    next_token: dict[str, tuple[int, ...]] = {
         "nextn.eh_proj.weight": (width, 2 * width),
-        "nextn.enorm.weight": (width,),
-        "nextn.hnorm.weight": (width,),
-        "nextn.shared_head_norm.weight": (width,),
+        **{f"nextn.{part}.weight": (width,) for part in ("enorm", "hnorm", "shared_head_norm")},
     }
     tensors: dict[str, tuple[int, ...]] = {
         "token_embd.weight": (shape.vocabulary, width),
@@ -165,8 +162,8 @@ def layout(shape: Shape) -> dict[str, tuple[int, ...]]:
 def write(path: Path, shape: Shape) -> list[Path]:
     """Writes a model to `path` and returns the files, in the order in which an engine reads them.
 
-    With more than one shard the files are named `NAME-00001-of-00003.gguf` after `path`, and an engine is given
-    the first. Existing files are overwritten. Raises OSError.
+    Shards are named after `path`: `NAME-00001-of-00003.gguf`, and so on. Existing files are overwritten.
+    Raises OSError.
     """
     writer = GGUFWriter(path, ARCHITECTURE)
     _add_metadata(writer, shape)
@@ -174,7 +171,7 @@ def write(path: Path, shape: Shape) -> list[Path]:
     tensors = layout(shape)
     for index, (name, dimensions) in enumerate(tensors.items()):
         if index * shape.shards // len(tensors) == len(writer.tensors):
-            # By hand: the writer's own limits, tensors or bytes per file, cannot promise a number of files.
+            # By hand: the writer's own limits, in tensors or bytes, cannot promise a number of files.
             writer.tensors.append({})
         kind = _type(shape, name, dimensions)
         writer.add_tensor(name, _pack(_values(shape, name, dimensions), kind), raw_dtype=kind)
@@ -261,11 +258,9 @@ def _values(shape: Shape, name: str, dimensions: tuple[int, ...]) -> NDArray[np.
     if name.endswith("norm.weight"):
         return np.ones(dimensions, np.float32)
     if "_gate_up_" in name:
-        experts, outputs, inputs = dimensions
-        halves = [name.replace("_gate_up_", half) for half in ("_gate_", "_up_")]
-        return np.concatenate(
-            [_values(shape, half, (experts, outputs // 2, inputs)) for half in halves], axis=1
-        )
+        half = dimensions[0], dimensions[1] // 2, dimensions[2]
+        names = [name.replace("_gate_up_", part) for part in ("_gate_", "_up_")]
+        return np.concatenate([_values(shape, part, half) for part in names], axis=1)
     # One stream per tensor, so that the variants of a model share their weights.
     random = np.random.default_rng([shape.seed, crc32(name.encode())])
     values = random.standard_normal(dimensions, np.float32)
@@ -281,9 +276,11 @@ def _values(shape: Shape, name: str, dimensions: tuple[int, ...]) -> NDArray[np.
             values[:, 0] = PENALTY
             values[BYTES : -len(CONTROL_TOKENS), 0] = 0
         case "nextn.eh_proj.weight":
-            values[0] = 0
-            values[:, : shape.embedding] = np.eye(shape.embedding, dtype=np.float32)
+            values[:, : shape.embedding] = np.eye(shape.embedding)
+            values[:, shape.embedding :] /= 4
+            values[0, shape.embedding :] = 0
         case "attn_output.weight" | "ssm_out.weight" | "ffn_down_exps.weight" | "ffn_down_shexp.weight":
+            values /= np.float32(np.sqrt(2 * shape.layers))  # or the layers would drown the embedding
             values[..., 0, :] = 0
     return values
 

@@ -10,7 +10,8 @@ _PLAIN = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ01234567
 def exec_line(words: Sequence[str]) -> str:
     """A command line for `ExecStart=`, which is no shell: quoted where needed, `%` specifiers left to work.
 
-    Raises ValueError for backslashes, dollars, double quotes and line breaks: systemd and Quadlet read them differently.
+    Raises ValueError for backslashes, dollars, double quotes and line breaks: systemd and Quadlet
+    read them differently.
     """
     return " ".join(_word(word) for word in words)
 
