@@ -7,35 +7,20 @@ from collections.abc import Callable
 from contextlib import closing
 from http.client import HTTPException
 from typing import Any, BinaryIO, cast
-from urllib.parse import quote, urlsplit
+from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
 
 from moehost.gguf import GgufError, GgufSet, Header, join, read_header, split_names
+from moehost.source import require_safe
 
 FIRST_WINDOW_BYTES = 1 << 20  # enough for every shard but the first, which also carries the vocabulary
 LAST_WINDOW_BYTES = 16 << 20
 TIMEOUT_S = 30.0
 
-_HUB = re.compile(r"hf://(?P<owner>[^/@]+)/(?P<repo>[^/@]+)/(?P<path>[^@]+?)(@(?P<revision>[^/@]+))?")
 _CONTENT_RANGE = re.compile(r"bytes (?P<first>[0-9]+)-[0-9]+/(?P<total>[0-9]+)")
 _MENDS = {401: "give a token that may read it", 403: "give a token that may read it"}
 
 Opener = Callable[..., Any]
-
-
-def resolve(source: str, endpoint: str, revision: str = "main") -> str:
-    """The address of ``hf://OWNER/REPO/PATH[@REVISION]`` on the hub at `endpoint`; http(s) passes unchanged.
-
-    Raises GgufError when the source is neither.
-    """
-    if urlsplit(source).scheme in ("http", "https"):
-        return source
-    parts = _HUB.fullmatch(source)
-    if parts is None:
-        raise GgufError(f"{source}: is no model address; write hf://OWNER/REPO/PATH.gguf or https://...")
-    commit = quote(parts["revision"] or revision, safe="")
-    where = "/".join(quote(part) for part in (parts["owner"], parts["repo"], "resolve", commit, parts["path"]))
-    return f"{endpoint.rstrip('/')}/{where}"
 
 
 class _Ranges:
@@ -51,7 +36,7 @@ class _Ranges:
 
     def _fetch(self) -> None:
         wanted = {"Range": f"bytes={self._next}-{self._next + self._window - 1}"}
-        request = Request(self._url, headers=wanted)  # noqa: S310 - read_url lets only http(s) through
+        request = Request(self._url, headers=wanted)  # noqa: S310 - read_url lets only safe addresses through
         if self._token:
             # A hub redirects to a content server that must not see the token.
             request.add_unredirected_header("Authorization", f"Bearer {self._token}")
@@ -89,11 +74,10 @@ def read_url(url: str, token: str | None = None, opener: Opener = urlopen) -> Gg
     """Reads the headers of one remote model, all shards of its set included, and none of its weights.
 
     A server that ignores ranges is read until the header ends. `token` is sent to the first host only.
-    Raises GgufError for another scheme than http(s), a refused request, and every fault `read_header` names.
+    Raises ValueError for an address that is not safe, else GgufError for a refused request and every fault that
+    `read_header` names.
     """
-    if urlsplit(url).scheme not in ("http", "https"):
-        raise GgufError(f"{url}: is no web address; write https://... or resolve hf://... first")
-    query = urlsplit(url).query
+    query = urlsplit(require_safe(url)).query
     headers: list[Header] = []
     for name in split_names(url.partition("?")[0]):
         try:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -41,11 +41,11 @@ class Layout:
     metadata: dict[str, Any]
     rows: list[Row]
     vocabulary: int = 0
-    arrays: dict[str, list[Any]] = field(init=False)
 
-    def __post_init__(self) -> None:
+    def arrays(self) -> dict[str, list[Any]]:
+        """The vocabulary as a tokenizer stores it."""
         words = [f"tok{number:06d}" for number in range(self.vocabulary)]
-        self.arrays = {
+        return {
             "tokenizer.ggml.tokens": words,
             "tokenizer.ggml.token_type": [1] * len(words),
             "tokenizer.ggml.merges": [f"{a} {b}" for a, b in zip(words, words[300:], strict=False)],
@@ -66,10 +66,10 @@ def tensors(layout: Layout) -> Iterator[Tensor]:
 
 
 def as_set(layout: Layout) -> GgufSet:
-    """What the reader would return for the written file, without writing it."""
-    arrays = {key: Array(5 if "type" in key else 8, len(value)) for key, value in layout.arrays.items()}
+    """What the reader returns for the written file, as far as planning needs it, without writing it."""
+    metadata = layout.metadata | {"tokenizer.ggml.tokens": Array(8, layout.vocabulary)}
     table = tuple(tensors(layout))
-    header = Header("model.gguf", 3, layout.metadata | arrays, table, 0, sum(t.size_bytes for t in table))
+    header = Header("model.gguf", 3, metadata, table, 0, sum(t.size_bytes for t in table))
     return GgufSet((header,))
 
 
@@ -114,7 +114,7 @@ def _write(path: Path, metadata: dict[str, Any], table: Sequence[Tensor]) -> Pat
 
 def write(path: Path, layout: Layout) -> Path:
     """One file of true length; on disk it takes as much as its header."""
-    return _write(path, layout.metadata | layout.arrays, list(tensors(layout)))
+    return _write(path, layout.metadata | layout.arrays(), list(tensors(layout)))
 
 
 def write_split(folder: Path, layout: Layout, count: int) -> list[Path]:
@@ -123,7 +123,7 @@ def write_split(folder: Path, layout: Layout, count: int) -> list[Path]:
     for number in range(count):
         rows = layout.rows[number * len(layout.rows) // count : (number + 1) * len(layout.rows) // count]
         split = {"split.no": number, "split.count": count, "split.tensors.count": len(layout.rows)}
-        metadata = layout.metadata | layout.arrays | split if number == 0 else split
+        metadata = layout.metadata | layout.arrays() | split if number == 0 else split
         path = folder / f"model-{number + 1:05d}-of-{count:05d}.gguf"
         paths.append(_write(path, metadata, list(tensors(Layout({}, rows)))))
     return paths
