@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from pyinfra import host, logger
+from pyinfra import host, logger, state
 from pyinfra.api import FunctionCommand, QuoteString, StringCommand, operation
 from pyinfra.api.command import PyinfraCommand
+from pyinfra.facts.files import FileContents
 from pyinfra.operations import apt
+from pyinfra.operations.util.files import generate_color_diff
 
 from roles.facts import DpkgAudit, FileStates, MissingPackages
 
@@ -32,6 +34,8 @@ def render(template: str, **values: Any) -> str:
 
 def refuse(reason: str) -> FunctionCommand:
     """The command that fails this host with one line (an exception would end the run of every host)."""
+    if not state.is_executing:
+        host.log_styled(f"will fail: {reason}", fg="yellow", log_func=logger.warning)
     return FunctionCommand(_refused, (reason,), {})
 
 
@@ -85,6 +89,8 @@ def files(contents: dict[str, str], mode: str = "644", owner: str = "root:root")
     ]
     user, _, group = owner.partition(":")
     for path in different:
+        if state.config.DIFF and mode.lstrip("0") != "600":
+            _show_difference(path, contents[path])
         new = QuoteString(f"{path}.new")
         # Over standard input: no temporary file that others may read, no text in a command line.
         yield StringCommand(
@@ -94,6 +100,13 @@ def files(contents: dict[str, str], mode: str = "644", owner: str = "root:root")
         )  # fmt: skip
     if not different:
         host.noop(f"as wanted: {', '.join(contents)}")
+
+
+def _show_difference(path: str, wanted: str) -> None:
+    found = host.get_fact(FileContents, path=path) or []
+    host.log(f"Will modify {path}", logger.info)
+    for line in generate_color_diff(found, wanted.splitlines()):
+        logger.info("  %s", line)
 
 
 def _sha256(text: str) -> str:

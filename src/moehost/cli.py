@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 import click
 
-from moehost import sandbox, settings
+from moehost import reference, sandbox, settings
 
 BAD_INPUT = 2
 
@@ -64,6 +64,17 @@ def check_inventory(inventory: str, as_json: bool) -> None:
     else:
         for name, node in nodes.items():
             click.echo(f"{name}: {', '.join(service.name for service in node.services) or 'no services'}")
+
+
+@main.command("settings")
+def settings_reference() -> None:
+    """Print the reference of all settings (Markdown).
+
+    \b
+    Example:
+        moehost settings | less
+    """
+    click.echo(reference.page(), nl=False)
 
 
 def _hosts(inventory: str) -> list[dict[str, Any]]:

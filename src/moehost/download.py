@@ -43,6 +43,7 @@ _FAILURES = {
     24: "the host wants a login",
     29: "the host is overloaded",
 }
+_UNKNOWN_FAILURE = 1
 _LOCAL_FAILURES = {
     9: "the disk is full",
     15: "cannot open the file",
@@ -193,27 +194,34 @@ class Downloader:
         held_bytes, fruitless = store.held_bytes(part), 0
         while True:
             try:
-                place, found_bytes = locate(url, self.token)
-                if found_bytes != size_bytes:
-                    raise store.StoreError(
-                        f"{_origin(place)}: has {found_bytes} bytes for {part.stem}, not the {size_bytes} "
-                        f"announced; correct the source or the revision"
-                    )
-                status = self._aria2(place, part, on_bytes)
+                status = self._try(url, part, size_bytes, on_bytes)
                 if status == 0:
                     return
-                if status in _LOCAL_FAILURES:
-                    raise store.StoreError(f"{part}: {_LOCAL_FAILURES[status]}; mend it and run again")
-                reason = f"{_origin(place)}: {_FAILURES.get(status, f'aria2 ended with status {status}')}"
+                reason = f"{_origin(url)}: {_FAILURES.get(status, f'aria2 ended with status {status}')}"
             except Unreachable as error:
-                reason = str(error)
+                status, reason = None, str(error)
             before_bytes, held_bytes = held_bytes, store.held_bytes(part)
             fruitless = 0 if held_bytes > before_bytes else fruitless + 1
             if fruitless >= FRUITLESS_TRIES:
                 raise store.StoreError(
                     f"{part.stem}: {reason}; gave up after {fruitless} tries, run again later"
                 )
+            if status == _UNKNOWN_FAILURE and fruitless == 2:
+                store.discard(part)  # most likely a power cut has damaged its control file
             time.sleep(min(2.0**fruitless, MAX_PAUSE_S))
+
+    def _try(self, url: str, part: Path, size_bytes: int, on_bytes: Callable[[int], None]) -> int:
+        """Resolves the address and runs aria2; returns its exit status, raises for what no try can mend."""
+        place, found_bytes = locate(url, self.token)
+        if found_bytes != size_bytes:
+            raise store.StoreError(
+                f"{_origin(place)}: has {found_bytes} bytes for {part.stem}, not the {size_bytes} announced; "
+                f"correct the source or the revision"
+            )
+        status = self._aria2(place, part, on_bytes)
+        if status in _LOCAL_FAILURES:
+            raise store.StoreError(f"{part}: {_LOCAL_FAILURES[status]}; mend it and run again to continue")
+        return status
 
     def _aria2(self, url: str, part: Path, on_bytes: Callable[[int], None]) -> int:
         """Runs aria2 once and returns its exit status."""
@@ -236,7 +244,7 @@ class Downloader:
             f"--timeout={TIMEOUT_S}",
             f"--connect-timeout={TIMEOUT_S}",
             "--max-tries=3",
-            "--retry-wait=2",
+            "--retry-wait=1",
             "--user-agent=moehost",
             "--summary-interval=1",
             "--human-readable=false",

@@ -78,8 +78,8 @@ class Model(Settings):
 
     name: ModelName = Field(description="folder of the model below `models_dir`")
     source: str = Field(
-        description="`hf://OWNER/REPO/PATH@REVISION`, `https://HOST/X.gguf`, or `file:///PATH` "
-        "(on the node, else on this computer); any one shard names a whole split set"
+        description="`hf://OWNER/REPO/PATH@COMMIT`, `https://HOST/X.gguf`, `file:///PATH` (on the node) "
+        "or `file:PATH` (on this computer, below this folder); any one shard names a whole split set"
     )
     revision: str | None = Field(None, description="commit of the `hf://` repository, if not in `source`")
     sha256: dict[str, str] = Field(

@@ -184,7 +184,7 @@ class Shelf:
             if path.name not in names:
                 path.unlink()
         write_json(self.files / "tensors.json", tensors)
-        write_json(self.files / "manifest.json", manifest.to_json())
+        write_json(self.files / "manifest.json", manifest.to_json(), indent=2)
 
     def switch(self) -> None:
         """Puts the sealed successor in its place; programs that have the old files open keep them."""
@@ -254,13 +254,13 @@ def alike(origin: Path, stored: Path) -> bool:
     return (one.st_size, one.st_mtime_ns) == (other.st_size, other.st_mtime_ns)
 
 
-def write_json(path: Path, data: Any, durable: bool = True) -> None:
+def write_json(path: Path, data: Any, durable: bool = True, indent: int | None = None) -> None:
     """Replaces a file at once, so that a reader meets the old or the new text and never a piece.
 
     + durable: it is on the disk before this returns, in the order of the calls
     """
     fresh = path.with_name(f"{path.name}.new")
-    fresh.write_text(json.dumps(data) + "\n")
+    fresh.write_text(json.dumps(data, indent=indent) + "\n")
     if durable:
         sync(fresh)
     fresh.replace(path)
