@@ -2,6 +2,8 @@
 
 from pyinfra.api import FactBase, QuoteString, StringCommand
 
+from moehost.hardware import NVIDIA_SMI_QUERY
+
 
 class DpkgAudit(FactBase[list[str]]):
     """What dpkg left half done: the lines of `dpkg --audit`, none on a healthy node."""
@@ -81,7 +83,8 @@ class Machine(FactBase[dict[str, str]]):
     }
 
     def command(self) -> str:
-        return "; ".join(f"echo '=== {key}'; {command} 2>/dev/null" for key, command in self.commands.items()) + "; true"
+        asked = (f"echo '=== {key}'; {command} 2>/dev/null" for key, command in self.commands.items())
+        return "; ".join([*asked, "true"])
 
     def process(self, output: list[str]) -> dict[str, str]:
         texts: dict[str, str] = dict.fromkeys(self.commands, "")

@@ -35,7 +35,11 @@ def render(template: str, **values: Any) -> str:
 def refuse(reason: str) -> FunctionCommand:
     """The command that fails this host with one line (an exception would end the run of every host)."""
     if not state.is_executing:
+<<<<<<< HEAD
         logger.warning("    [%s] will fail: %s", host.name, reason)
+=======
+        host.log_styled(f"will fail: {reason}", fg="yellow", log_func=logger.warning)
+>>>>>>> tests
     return FunctionCommand(_refused, (reason,), {})
 
 
@@ -89,7 +93,7 @@ def files(contents: dict[str, str], mode: str = "644", owner: str = "root:root")
     ]
     user, _, group = owner.partition(":")
     for path in different:
-        if state.config.DIFF and mode != "600":
+        if state.config.DIFF and mode.lstrip("0") != "600":
             _show_difference(path, contents[path])
         new = QuoteString(f"{path}.new")
         # Over standard input: no temporary file that others may read, no text in a command line.

@@ -1,6 +1,8 @@
 """What the tests of all folders have in common."""
 
+from unittest.mock import patch
 
-def pytest_configure(config):
-    # pyinfra's command line patches the standard library for gevent when it is imported; nothing here uses TLS.
-    config.addinivalue_line("filterwarnings", "ignore:Monkey-patching ssl")
+# pyinfra's command line patches the standard library for gevent as soon as it is imported. The cases of facts and
+# operations import it but connect to nothing; tests that serve HTTP from threads need the library as it is.
+with patch("gevent.monkey.patch_all"):
+    import pyinfra_cli  # noqa: F401

@@ -79,18 +79,24 @@ def settings_reference() -> None:
 
 def _hosts(inventory: str) -> list[dict[str, Any]]:
     """The hosts of an inventory with their data, as pyinfra itself reads them."""
+    path = Path(inventory, "hosts.py") if Path(inventory).is_dir() else Path(inventory)
+    if not path.is_file():
+        stop(f"{path}: there is no such file")
     pyinfra = str(Path(sys.executable).with_name("pyinfra"))
-    run = subprocess.run([pyinfra, inventory, "debug-inventory", "--json"], capture_output=True, text=True)
+    run = subprocess.run([pyinfra, str(path), "debug-inventory", "--json"], capture_output=True, text=True)
     if run.returncode != 0:
-        reason = [line for line in run.stderr.splitlines() if line.strip()]
-        stop(f"{inventory}: pyinfra can't read it: {reason[-1].strip() if reason else 'no reason given'}")
+        # A traceback ends with its reason; what pyinfra adds of its own begins with an arrow.
+        reason = [line.strip() for line in run.stderr.splitlines() if line.strip() and not line.startswith("-->")]
+        stop(f"{path}: pyinfra can't read it: {reason[-1] if reason else 'no reason given'}")
     hosts: list[dict[str, Any]] = json.loads(run.stdout)
+    if not hosts:
+        stop(f"{path}: names no host")
     return hosts
 
 
 @main.command("tiny-model")
 @click.argument("path", type=click.Path(dir_okay=False, path_type=Path), default=".sandbox/tiny-qwen35moe.gguf")
-@click.option("--shards", type=click.IntRange(1, 99), default=1, show_default=True, help="Files to split it into.")
+@click.option("--shards", type=click.IntRange(min=1), default=1, show_default=True, help="Files to split it into.")
 @click.option("--merged-gate-up", is_flag=True, help="Gate and up experts in one tensor.")
 @click.option("--mtp", is_flag=True, help="With a layer for multi-token prediction.")
 @click.option("--seed", default=0, show_default=True, help="Seed of the random weights.")
@@ -104,7 +110,10 @@ def tiny_model(path: Path, shards: int, merged_gate_up: bool, mtp: bool, seed: i
     """
     from moehost import synthetic  # numpy takes a moment, and the other commands don't need it
 
-    shape = synthetic.Shape(shards=shards, merged_gate_up=merged_gate_up, mtp=mtp, seed=seed)
+    try:
+        shape = synthetic.Shape(shards=shards, merged_gate_up=merged_gate_up, mtp=mtp, seed=seed)
+    except ValueError as error:
+        stop(str(error))
     path.parent.mkdir(parents=True, exist_ok=True)
     for written in synthetic.write(path, shape):
         click.echo(f"{written} {written.stat().st_size / 1e6:.1f} MB")
