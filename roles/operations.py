@@ -35,11 +35,7 @@ def render(template: str, **values: Any) -> str:
 def refuse(reason: str) -> FunctionCommand:
     """The command that fails this host with one line (an exception would end the run of every host)."""
     if not state.is_executing:
-<<<<<<< HEAD
         logger.warning("    [%s] will fail: %s", host.name, reason)
-=======
-        host.log_styled(f"will fail: {reason}", fg="yellow", log_func=logger.warning)
->>>>>>> tests
     return FunctionCommand(_refused, (reason,), {})
 
 
