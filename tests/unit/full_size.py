@@ -187,7 +187,6 @@ def qwen35_397b(experts: str = "IQ4_NL", dense: str = "Q8_0", mtp: bool = False,
                 ("attn_qkv", (hidden, 12288), dense),
                 ("attn_gate", (hidden, 8192), dense),
                 ("ssm_conv1d", (4, 12288), "F32"),
-                ("ssm_a", (64,), "F32"),
                 ("ssm_alpha", (hidden, 64), dense),
                 ("ssm_beta", (hidden, 64), dense),
                 ("ssm_norm", (128,), "F32"),
@@ -206,7 +205,7 @@ def qwen35_397b(experts: str = "IQ4_NL", dense: str = "Q8_0", mtp: bool = False,
         ]
         rows += [(f"blk.{layer}.{part}.weight", shape, type_name) for part, shape, type_name in block]
         if not full:
-            rows.append((f"blk.{layer}.ssm_dt.bias", (64,), "F32"))
+            rows += [(f"blk.{layer}.{part}", (64,), "F32") for part in ("ssm_a", "ssm_dt.bias")]
         if layer == layers:
             rows += [
                 (f"blk.{layer}.nextn.eh_proj.weight", (2 * hidden, hidden), dense),
