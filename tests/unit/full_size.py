@@ -78,7 +78,9 @@ def _string(text: str) -> bytes:
     return struct.pack("<Q", len(data)) + data
 
 
-def _value(value: Any) -> bytes:
+def _value(value: Any, key: str = "") -> bytes:
+    if key.startswith("split."):  # the engine takes these types and no other
+        return struct.pack("<Ii", 5, value) if key == "split.tensors.count" else struct.pack("<IH", 2, value)
     if isinstance(value, str):
         return struct.pack("<I", 8) + _string(value)
     if isinstance(value, bool):
@@ -95,7 +97,7 @@ def _value(value: Any) -> bytes:
 def encoded(metadata: dict[str, Any], table: Sequence[Tensor], version: int = 3) -> bytes:
     """The bytes of a header, padded to where the data part starts."""
     parts = [struct.pack("<4sIQQ", b"GGUF", version, len(table), len(metadata))]
-    parts += [_string(key) + _value(value) for key, value in metadata.items()]
+    parts += [_string(key) + _value(value, key) for key, value in metadata.items()]
     for t in table:
         layout = f"<I{len(t.shape)}QIQ"
         parts.append(_string(t.name) + struct.pack(layout, len(t.shape), *t.shape, t.type_id, t.offset))
