@@ -1,9 +1,11 @@
 """What a node knows of its services."""
 
+import json
 from typing import Any
 
 from pyinfra.api import FactBase, QuoteString, StringCommand
 
+from moehost.gguf import GgufSet, Header
 from roles.ik_llama.facts import CURRENT
 
 SERVER = f"{CURRENT}/bin/llama-server"
@@ -25,6 +27,22 @@ class EngineContract(FactBase[dict[str, str]]):
         build, _, rest = "\n".join(output).partition("\n===\n")
         version, _, text = rest.partition("\n===\n")
         return {"build": build, "version": version, "help": text}
+
+
+class ModelHeaders(FactBase[GgufSet | None]):
+    """The headers of a model's files, read on the node; None where they can't be.
+
+    + path: first file of the model
+    + library: where the node has moehost's modules
+    """
+
+    def command(self, path: str, library: str) -> StringCommand:
+        return StringCommand(
+            f"PYTHONPATH={library} python3 -B -m moehost.gguf", QuoteString(path), "2>/dev/null || true"
+        )  # fmt: skip
+
+    def process(self, output: list[str]) -> GgufSet:
+        return GgufSet(tuple(Header.from_json(each) for each in json.loads("".join(output))))
 
 
 class ArgumentsProbe(FactBase[str]):
