@@ -5,7 +5,6 @@ from typing import Any
 
 from pyinfra.api import FactBase, QuoteString, StringCommand
 
-from moehost.gguf import GgufSet, Header
 from roles.ik_llama.facts import CURRENT
 
 SERVER = f"{CURRENT}/bin/llama-server"
@@ -29,20 +28,22 @@ class EngineContract(FactBase[dict[str, str]]):
         return {"build": build, "version": version, "help": text}
 
 
-class ModelHeaders(FactBase[GgufSet | None]):
-    """The headers of a model's files, read on the node; None where they can't be.
+class ModelHeaders(FactBase[list[dict[str, Any]]]):
+    """The headers of a model's files as `moehost.gguf` prints them on the node; empty where they can't be read.
 
     + path: first file of the model
     + library: where the node has moehost's modules
     """
+
+    default = list
 
     def command(self, path: str, library: str) -> StringCommand:
         return StringCommand(
             f"PYTHONPATH={library} python3 -B -m moehost.gguf", QuoteString(path), "2>/dev/null || true"
         )  # fmt: skip
 
-    def process(self, output: list[str]) -> GgufSet:
-        return GgufSet(tuple(Header.from_json(each) for each in json.loads("".join(output))))
+    def process(self, output: list[str]) -> list[dict[str, Any]]:
+        return list(json.loads("".join(output)))
 
 
 class ArgumentsProbe(FactBase[str]):

@@ -11,6 +11,7 @@ from pyinfra.api import FunctionCommand, QuoteString, StringCommand, operation
 from pyinfra.facts.files import FileContents
 
 from moehost import engine
+from moehost.gguf import GgufSet, Header
 from moehost.hardware import node_from_facts
 from moehost.plan import REFUSALS, Plan, differences, make
 from moehost.settings import Node, Service
@@ -106,10 +107,11 @@ def running(node: Node, service: Service, index: int, constants: Constants) -> I
     model_path = f"{model_dir}/{manifest.files[0].name}"
     try:
         headers = host.get_fact(ModelHeaders, path=model_path, library=LIBRARY)
-        if headers is None:
+        if not headers:
             raise ValueError(f"{model_path} has no header that can be read; fetch the model again")
         machine = node_from_facts(**host.get_fact(Machine))
-        plan = make(service, model_path, headers, machine, dialect, constants)
+        found = GgufSet(tuple(Header.from_json(each) for each in headers))
+        plan = make(service, model_path, found, machine, dialect, constants)
     except REFUSALS as reason:
         yield refuse(f"{where}: {reason}")
         return

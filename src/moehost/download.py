@@ -94,9 +94,7 @@ def _ask_once(url: str, headers: dict[str, str], token: str | None) -> Answer:
         return error
     except (OSError, HTTPException) as error:
         reason = getattr(error, "reason", None) or error
-        raise Unreachable(
-            f"{_origin(url)}: gives no answer ({reason}); check the network and the address"
-        ) from None
+        raise Unreachable(f"{_origin(url)}: gives no answer ({reason}); check the network and the address") from None
 
 
 def _origin(url: str) -> str:
@@ -128,15 +126,11 @@ def tree(url: str, token: str | None) -> list[Any]:
             except (OSError, HTTPException):
                 raise Unreachable(f"{_origin(page)}: broke off its list of files; try again") from None
             except ValueError:
-                raise store.StoreError(
-                    f"{_origin(page)}: sends no list of files; mend the endpoint"
-                ) from None
+                raise store.StoreError(f"{_origin(page)}: sends no list of files; mend the endpoint") from None
             link = _NEXT_PAGE.search(answer.headers.get("Link", ""))
         page = urljoin(page, link[1]) if link else None
         if page and _origin(page) != _origin(url):
-            raise store.StoreError(
-                f"{_origin(url)}: continues its list on another host; correct the endpoint"
-            )
+            raise store.StoreError(f"{_origin(url)}: continues its list on another host; correct the endpoint")
     return entries
 
 
@@ -203,9 +197,7 @@ class Downloader:
             before_bytes, held_bytes = held_bytes, store.held_bytes(part)
             fruitless = 0 if held_bytes > before_bytes else fruitless + 1
             if fruitless >= FRUITLESS_TRIES:
-                raise store.StoreError(
-                    f"{part.stem}: {reason}; gave up after {fruitless} tries, run again later"
-                )
+                raise store.StoreError(f"{part.stem}: {reason}; gave up after {fruitless} tries, run again later")
             if status == _UNKNOWN_FAILURE and fruitless == 2:
                 store.discard(part)  # most likely a power cut has damaged its control file
             time.sleep(min(2.0**fruitless, MAX_PAUSE_S))

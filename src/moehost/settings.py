@@ -126,8 +126,8 @@ class Service(Settings):
     runtime: Literal["native"] = Field("native", description="`native`: a systemd unit")
     placement: Literal["auto", "cpu-moe", "tensor-split", "manual"] = Field(
         "auto",
-        description="where the routed experts live: `auto` (the planner fills the cards), `cpu-moe` (all on the CPU), "
-        "`tensor-split` (as `gpu_experts` says), `manual` (as `rules` says); see planning.md",
+        description="where the routed experts live: `auto` (the planner fills the cards), `cpu-moe` (all on the "
+        "CPU), `tensor-split` (as `gpu_experts` says), `manual` (as `rules` says); see planning.md",
     )
     gpu_experts: list[str] = Field(
         default_factory=list,

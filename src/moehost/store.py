@@ -84,9 +84,7 @@ class Shelf:
         if not self.store.is_dir():
             raise StoreError(f"{self.store}: there is no such folder; create it or mount its disk")
         self.incoming.mkdir(parents=True, exist_ok=True)
-        lock = os.open(
-            self.incoming.with_name(f".{self.model}.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600
-        )
+        lock = os.open(self.incoming.with_name(f".{self.model}.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -6,7 +6,6 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-
 from pyinfra.facts.files import FileContents
 
 from moehost import settings
@@ -39,7 +38,7 @@ RELOAD = "systemctl daemon-reload"
 
 
 MANIFEST = Manifest("m", "file:///srv/m.gguf", None, (ModelFile("m.gguf", 1, "0" * 64),), "qwen35moe", 1)
-HEADERS = as_set(qwen35_397b())
+HEADERS = [header.to_json() for header in as_set(qwen35_397b()).headers]
 LSCPU = """\
 Model name: AMD EPYC 9175F 16-Core Processor
 Socket(s): 1
