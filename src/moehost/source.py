@@ -230,7 +230,10 @@ def hub_files(source: HubSource, entries: Iterable[Any]) -> tuple[ModelFile, ...
             folder, _, name = entry["path"].rpartition("/")
             if folder == source.folder and name.endswith(".gguf"):
                 lfs = entry.get("lfs") or {}
-                listed[name] = ModelFile(name, int(lfs.get("size", entry["size"])), lfs.get("oid"))
+                sha256 = lfs.get("oid")
+                if sha256 is not None and not _SHA256.fullmatch(sha256):
+                    raise ValueError(f"{sha256!r} is no sha256")
+                listed[name] = ModelFile(name, int(lfs.get("size", entry["size"])), sha256)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{where}: the hub's list of files is not understood ({error!r}); is it a hub?") from None
     names = source.names

@@ -200,6 +200,7 @@ def test_list_without_large_file_storage() -> None:
         (FOLDER, [entry("q/bad name.gguf")], "rename the file"),
         (FOLDER, ["text"], "is not understood"),
         (FOLDER, [{"path": "q/a.gguf"}], "is not understood"),
+        (FOLDER, [entry("q/a.gguf", sha256="sha256:" + SHA256)], "is not understood"),
     ],
 )
 def test_list_that_holds_no_such_model(source: object, entries: list[Any], reason: str) -> None:

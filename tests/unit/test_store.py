@@ -52,7 +52,7 @@ def standing(bench: Bench) -> Bench:
     return bench
 
 
-def sha256(data: bytes) -> str:
+def sha256(data: bytes | bytearray) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
@@ -202,8 +202,12 @@ def test_folder_of_somebody_else_is_left_alone(
 ) -> None:
     write(bench.target, {"mine.gguf": b"mine"})
     assert bench.run(offered) == 1
-    assert "not from this program, as it has no manifest.json; move it away" in capsys.readouterr().err
+    assert "not from this program (a link, or without manifest.json); move it away" in capsys.readouterr().err
     assert [path.name for path in bench.target.iterdir()] == ["mine.gguf"]
+    bench.target.rename(bench.folder / "elsewhere")
+    bench.target.symlink_to(bench.folder / "elsewhere")
+    assert bench.run(offered) == 1
+    assert bench.target.is_symlink()
 
 
 def test_store_that_is_not_mounted(bench: Bench, offered: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -344,6 +348,9 @@ def test_manifest_answers(bench: Bench, offered: str) -> None:
     assert bench.run(offered) == 0
     manifest = read_manifest(bench.target)
     assert Manifest.from_json(json.loads(json.dumps(manifest.to_json()))) == manifest
+    assert manifest.fits({name: len(data) for name, data in NEW.items()} | {"tensors.json": 1})
+    assert not manifest.fits({name: len(data) for name, data in NEW.items()} | {FIRST: 1})
+    assert not manifest.fits({FIRST: len(NEW[FIRST])})
     assert manifest.answers(offered, None, {})
     assert manifest.answers(offered, None, {FIRST: sha256(NEW[FIRST])})
     assert not manifest.answers(offered, None, {FIRST: "0" * 64})
@@ -356,7 +363,7 @@ def test_manifest_answers(bench: Bench, offered: str) -> None:
     ("text", "reason"),
     [
         ("", "Expecting value"),
-        ("[]", "is no JSON object"),
+        ("[]", "it is no object"),
         ('{"model": "M", "store": "/s"}', "missing 1 required positional argument: 'source'"),
         ('{"model": "M", "store": "/s", "source": "x", "conections": 1}', "'conections'"),
         (
