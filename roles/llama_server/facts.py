@@ -1,5 +1,6 @@
 """What a node knows of its services."""
 
+import json
 from typing import Any
 
 from pyinfra.api import FactBase, QuoteString, StringCommand
@@ -25,6 +26,24 @@ class EngineContract(FactBase[dict[str, str]]):
         build, _, rest = "\n".join(output).partition("\n===\n")
         version, _, text = rest.partition("\n===\n")
         return {"build": build, "version": version, "help": text}
+
+
+class ModelHeaders(FactBase[list[dict[str, Any]]]):
+    """The headers of a model's files as `moehost.gguf` prints them on the node; empty where they can't be read.
+
+    + path: first file of the model
+    + library: where the node has moehost's modules
+    """
+
+    default = list
+
+    def command(self, path: str, library: str) -> StringCommand:
+        return StringCommand(
+            f"PYTHONPATH={library} python3 -B -m moehost.gguf", QuoteString(path), "2>/dev/null || true"
+        )  # fmt: skip
+
+    def process(self, output: list[str]) -> list[dict[str, Any]]:
+        return list(json.loads("".join(output)))
 
 
 class ArgumentsProbe(FactBase[str]):

@@ -8,20 +8,28 @@ from typing import Any
 
 from pyinfra import host, logger
 from pyinfra.api import FunctionCommand, QuoteString, StringCommand, operation
+from pyinfra.facts.files import FileContents
 
 from moehost import engine
-from moehost.settings import Service
+from moehost.gguf import GgufSet, Header
+from moehost.hardware import node_from_facts
+from moehost.plan import REFUSALS, Plan, differences, make
+from moehost.settings import Node, Service
+from moehost.speed import Constants
 from moehost.unit import exec_line
 from roles.base import PROGRAMS
-from roles.facts import FileStates
+from roles.facts import FileStates, Machine
 from roles.llama_server.facts import (
     SERVER,
     ArgumentsProbe,
     EngineContract,
     Inputs,
     InstalledServices,
+    ModelHeaders,
     ServiceState,
 )
+from roles.models.facts import StoredModel
+from roles.models.operations import LIBRARY
 from roles.operations import files, refuse, render
 
 UNITS = "/etc/systemd/system"
@@ -33,17 +41,21 @@ def folder(service: str) -> str:
     return f"/etc/moehost/{service}"
 
 
-def unit_text(service: Service, arguments: list[str], model_path: str, gpus: bool, generation: str) -> str:
+def unit_text(service: Service, plan: Plan, model_path: str, generation: str) -> str:
     """The unit of a service; `generation` is what the running process is recognised by."""
+    placement = plan.placement
     return render(
         "llama_server/llama-server.service.j2",
         service=service,
-        exec_start=exec_line([SERVER, *arguments]),
+        exec_start=exec_line([SERVER, *plan.arguments]),
+        environment=placement.env,
         model_path=model_path,
         model_dir=model_path.rpartition("/")[0],
+        host_mib=placement.host_mib,
+        warm_up_tokens=placement.offload.warm_up_tokens,
         folder=folder(service.name),
         programs=PROGRAMS,
-        gpus=gpus,
+        gpus=len(plan.node.gpus),
         generation=generation,
     )
 
@@ -71,42 +83,59 @@ def api_keys(service: str, keys: str | None) -> Iterator[Any]:
 
 
 @operation()
-def running(service: Service, index: int, offload: engine.Offload, model_path: str) -> Iterator[Any]:
+def running(node: Node, service: Service, index: int, constants: Constants) -> Iterator[Any]:
     """
-    Have a service run as described, and wait until it has answered.
+    Have a service run as planned for this node, and wait until it has answered.
 
     Its command line is checked against the engine before the service that runs is touched. It restarts when what
     it was started with (unit, engine, model, keys) is not what it should be, however the last run ended.
 
+    + node: the settings of the node
     + service: the settings of the service
     + index: where the service stands in the settings, for messages
-    + offload: where the model's tensors live
-    + model_path: first file of the model
+    + constants: of the speed model
     """
     where = f"services[{index}]"
+    model_dir = f"{node.models_dir}/{service.model.name}"
     contract = host.get_fact(EngineContract)
-    state = host.get_fact(ServiceState, unit=service.unit, port=service.port)
-    keys = f"{folder(service.name)}/api-keys"
-    inputs = host.get_fact(Inputs, model_dir=model_path.rpartition("/")[0], keys=keys)
-    dialect = json.loads(contract["build"])["dialect"] if contract else "llama.cpp"
-    arguments = engine.command_line(service, model_path, offload, dialect)
-    gpus = offload.gpu_layers is not None
-    blank = unit_text(service, arguments, model_path, gpus, generation="")
-    generation = hashlib.sha256(f"{blank}\n{inputs}".encode()).hexdigest()[:16]
+    manifest = host.get_fact(StoredModel, folder=model_dir)
+    if not contract or not manifest:
+        # Only the plan of a deploy comes here: the steps before this one make both.
+        yield StringCommand("test -e", SERVER, "-a -e", QuoteString(f"{model_dir}/manifest.json"))
+        return
+    dialect = json.loads(contract["build"])["dialect"]
+    model_path = f"{model_dir}/{manifest.files[0].name}"
+    try:
+        headers = host.get_fact(ModelHeaders, path=model_path, library=LIBRARY)
+        if not headers:
+            raise ValueError(f"{model_path} has no header that can be read; fetch the model again")
+        machine = node_from_facts(**host.get_fact(Machine))
+        found = GgufSet(tuple(Header.from_json(each) for each in headers))
+        plan = make(service, model_path, found, machine, dialect, constants)
+    except REFUSALS as reason:
+        yield refuse(f"{where}: {reason}")
+        return
 
-    if state.get("generation") != generation and (problem := _problem(where, service, arguments, contract, state)):
+    state = host.get_fact(ServiceState, unit=service.unit, port=service.port)
+    inputs = host.get_fact(Inputs, model_dir=model_dir, keys=f"{folder(service.name)}/api-keys")
+    blank = unit_text(service, plan, model_path, generation="")
+    generation = hashlib.sha256(f"{blank}\n{inputs}".encode()).hexdigest()[:16]
+    if state.get("generation") != generation and (problem := _problem(where, service, plan, contract, state)):
         yield refuse(problem)
         return
 
-    plan = {"engine": engine.Version.parse(contract.get("version", "")).text, "argv": arguments, "env": {}}
-    changes = [
-        *files._inner(
+    version = engine.Version.parse(contract["version"]).text
+    plan_path, wanted = f"{folder(service.name)}/plan.json", plan.to_json(f"{dialect} {version}")
+    changes = list(
+        files._inner(
             contents={
-                f"{UNITS}/{service.unit}": unit_text(service, arguments, model_path, gpus, generation),
-                f"{folder(service.name)}/plan.json": json.dumps(plan, indent=2) + "\n",
+                f"{UNITS}/{service.unit}": unit_text(service, plan, model_path, generation),
+                plan_path: json.dumps(wanted, indent=2) + "\n",
             }
         )
-    ]
+    )
+    if changes:
+        _tell(service.name, "\n".join(host.get_fact(FileContents, path=plan_path) or []), wanted)
     yield from changes
     # From here the facts are read after the commands above have run.
     state = host.get_fact(ServiceState, unit=service.unit, port=service.port)
@@ -123,24 +152,29 @@ def running(service: Service, index: int, offload: engine.Offload, model_path: s
     if state.get("generation") != generation or state.get("ActiveState") != "active":
         yield FunctionCommand(_wait_until_ready, (service, generation), {})
     elif not changes:
-        host.noop(f"{service.unit} runs as described")
+        host.noop(f"{service.unit} runs as planned")
 
 
-def _problem(
-    where: str, service: Service, arguments: list[str], contract: dict[str, str], state: dict[str, Any]
-) -> str | None:
-    """Why this service can't be started now, or None; nothing is known yet where no engine is installed."""
+def _tell(name: str, before: str, after: dict[str, Any]) -> None:
+    """Say what is new in a plan, so that a card that is missing does not pass for an ordinary restart."""
+    try:
+        lines = differences(json.loads(before), after) if before else iter(())
+    except ValueError:
+        lines = iter(["the plan before can't be read"])
+    for line in [*lines, *(f"warning: {warning}" for warning in after["warnings"])]:
+        logger.info("    [%s] %s: %s", host.name, name, line)
+
+
+def _problem(where: str, service: Service, plan: Plan, contract: dict[str, str], state: dict[str, Any]) -> str | None:
+    """Why this service can't be started now, or None."""
     if holder := state.get("port_holder"):
         name, _, pid = holder.replace('"', "").partition(",pid=")
         return f"{where}.port: {service.port} is taken by {name} (pid {pid}); choose another or stop that program"
-    if not contract:
-        return None
-    build = json.loads(contract["build"])
-    dialect = build["dialect"]
+    dialect = json.loads(contract["build"])["dialect"]
     version = engine.Version.parse(contract["version"]).text
-    if unknown := engine.unknown_flags(arguments, contract["help"], dialect):
+    if unknown := engine.unknown_flags(plan.arguments, contract["help"], dialect):
         return f"{where}: {dialect} {version} does not know {', '.join(unknown)}; see server_args"
-    said = host.get_fact(ArgumentsProbe, arguments=engine.probe_arguments(arguments))
+    said = host.get_fact(ArgumentsProbe, arguments=engine.probe_arguments(plan.arguments))
     if refusal := engine.refusal(said):
         return f"{where}: {dialect} {version} refuses these arguments: {refusal}"
     return None

@@ -12,8 +12,8 @@ from pyinfra import host, logger
 from pyinfra.api import FileUploadCommand, FunctionCommand, QuoteString, StringCommand, operation
 
 from moehost import source
+from moehost.files import sha256_of
 from moehost.settings import Model, Node
-from moehost.store import sha256_of
 from roles.facts import FileStates
 from roles.models.facts import Fetch, StoredModel
 from roles.operations import refuse

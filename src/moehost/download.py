@@ -15,14 +15,16 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path
 from typing import Any
 from urllib.parse import urljoin, urlsplit
 
-from moehost import store
+from moehost.files import control_file, discard, held_bytes
 from moehost.source import require_safe
+from moehost.store import StoreError
 
 TIMEOUT_S = 30
 MAX_REDIRECTS = 8
@@ -52,7 +54,7 @@ _LOCAL_FAILURES = {
 }
 
 
-class Unreachable(store.StoreError):
+class Unreachable(StoreError):
     """A failure that may pass: no connection, or a host that is overloaded or broken for now."""
 
 
@@ -66,13 +68,13 @@ _opener = urllib.request.build_opener(_NoRedirect)
 Answer = HTTPResponse | urllib.error.HTTPError
 
 
-def ask(url: str, token: str | None, headers: dict[str, str] | None = None) -> Answer:
+def _ask(url: str, token: str | None, headers: dict[str, str] | None = None) -> Answer:
     """Gets the final answer for an address, whatever its status; redirects to another host drop the token.
 
     Raises Unreachable without an answer, ValueError for a redirect to an unsafe address.
     """
     for _ in range(MAX_REDIRECTS):
-        answer = _ask_once(url, {"User-Agent": "moehost", **(headers or {})}, token)
+        answer = _answer(url, {"User-Agent": "moehost", **(headers or {})}, token)
         if answer.status not in _REDIRECTS or "Location" not in answer.headers:
             return answer
         answer.close()
@@ -80,10 +82,10 @@ def ask(url: str, token: str | None, headers: dict[str, str] | None = None) -> A
         if _origin(following) != _origin(url):
             token = None
         url = following
-    raise store.StoreError(f"{_origin(url)}: redirects in a circle; correct the address")
+    raise StoreError(f"{_origin(url)}: redirects in a circle; correct the address")
 
 
-def _ask_once(url: str, headers: dict[str, str], token: str | None) -> Answer:
+def _answer(url: str, headers: dict[str, str], token: str | None) -> Answer:
     request = urllib.request.Request(url, headers=headers)  # noqa: S310  (require_safe allows http and https only)
     if token is not None:
         request.add_unredirected_header("Authorization", f"Bearer {token}")
@@ -94,9 +96,7 @@ def _ask_once(url: str, headers: dict[str, str], token: str | None) -> Answer:
         return error
     except (OSError, HTTPException) as error:
         reason = getattr(error, "reason", None) or error
-        raise Unreachable(
-            f"{_origin(url)}: gives no answer ({reason}); check the network and the address"
-        ) from None
+        raise Unreachable(f"{_origin(url)}: gives no answer ({reason}); check the network and the address") from None
 
 
 def _origin(url: str) -> str:
@@ -104,15 +104,15 @@ def _origin(url: str) -> str:
     return f"{parts.scheme}://{parts.netloc.lower()}"
 
 
-def _refusal(answer: Answer, what: str, has_token: bool) -> store.StoreError:
+def _refusal(answer: Answer, what: str, has_token: bool) -> StoreError:
     status = answer.status or 0
     where = f"{_origin(answer.url)}: answers {status} for {what}"
     if status == 429 or status >= 500:
         return Unreachable(f"{where}; try again later")
     if status in (401, 403):
         mend = "accept its terms with the token's account" if has_token else "set a token if it is private"
-        return store.StoreError(f"{where}; {mend}, or correct the source")
-    return store.StoreError(f"{where}; correct the source or the revision")
+        return StoreError(f"{where}; {mend}, or correct the source")
+    return StoreError(f"{where}; correct the source or the revision")
 
 
 def tree(url: str, token: str | None) -> list[Any]:
@@ -120,7 +120,7 @@ def tree(url: str, token: str | None) -> list[Any]:
     entries: list[Any] = []
     page: str | None = url
     while page:
-        with ask(page, token) as answer:
+        with _ask(page, token) as answer:
             if answer.status != 200:
                 raise _refusal(answer, urlsplit(url).path, token is not None)
             try:
@@ -128,15 +128,11 @@ def tree(url: str, token: str | None) -> list[Any]:
             except (OSError, HTTPException):
                 raise Unreachable(f"{_origin(page)}: broke off its list of files; try again") from None
             except ValueError:
-                raise store.StoreError(
-                    f"{_origin(page)}: sends no list of files; mend the endpoint"
-                ) from None
+                raise StoreError(f"{_origin(page)}: sends no list of files; mend the endpoint") from None
             link = _NEXT_PAGE.search(answer.headers.get("Link", ""))
         page = urljoin(page, link[1]) if link else None
         if page and _origin(page) != _origin(url):
-            raise store.StoreError(
-                f"{_origin(url)}: continues its list on another host; correct the endpoint"
-            )
+            raise StoreError(f"{_origin(url)}: continues its list on another host; correct the endpoint")
     return entries
 
 
@@ -153,20 +149,20 @@ def locate(url: str, token: str | None) -> tuple[str, int]:
     Asks for one byte, because signed addresses often refuse HEAD.
     """
     what = urlsplit(url).path
-    with ask(url, token, {"Range": "bytes=0-0"}) as answer:
+    with _ask(url, token, {"Range": "bytes=0-0"}) as answer:
         if answer.status not in (200, 206):
             raise _refusal(answer, what, token is not None)
         place, headers = answer.url, answer.headers
     if token is not None and _origin(place) == _origin(url):
-        with ask(place, None, {"Range": "bytes=0-0"}) as answer:
+        with _ask(place, None, {"Range": "bytes=0-0"}) as answer:
             if answer.status not in (200, 206):
-                raise store.StoreError(
+                raise StoreError(
                     f"{_origin(url)}: sends {what} itself and only with the token, which must not leave this "
                     f"program; use a hub that redirects to storage, or fetch the file and use file://"
                 )
     size = headers.get("Content-Range", "").rpartition("/")[2] or headers.get("Content-Length", "")
     if not size.isdigit():
-        raise store.StoreError(f"{_origin(place)}: does not say how long {what} is; use another host")
+        raise StoreError(f"{_origin(place)}: does not say how long {what} is; use another host")
     return place, int(size)
 
 
@@ -189,9 +185,9 @@ class Downloader:
         Each try resolves the address anew, because signed ones expire; tries that bring bytes cost nothing.
         `on_bytes` hears about once a second how many bytes are there. Raises StoreError or ValueError.
         """
-        if not (part.exists() and store.control_file(part).exists()):
-            store.discard(part)  # without the control file nobody knows which ranges are there
-        held_bytes, fruitless = store.held_bytes(part), 0
+        if not (part.exists() and control_file(part).exists()):
+            discard(part)  # without the control file nobody knows which ranges are there
+        held, fruitless = held_bytes(part), 0
         while True:
             try:
                 status = self._try(url, part, size_bytes, on_bytes)
@@ -200,27 +196,25 @@ class Downloader:
                 reason = f"{_origin(url)}: {_FAILURES.get(status, f'aria2 ended with status {status}')}"
             except Unreachable as error:
                 status, reason = None, str(error)
-            before_bytes, held_bytes = held_bytes, store.held_bytes(part)
-            fruitless = 0 if held_bytes > before_bytes else fruitless + 1
+            before, held = held, held_bytes(part)
+            fruitless = 0 if held > before else fruitless + 1
             if fruitless >= FRUITLESS_TRIES:
-                raise store.StoreError(
-                    f"{part.stem}: {reason}; gave up after {fruitless} tries, run again later"
-                )
+                raise StoreError(f"{part.stem}: {reason}; gave up after {fruitless} tries, run again later")
             if status == _UNKNOWN_FAILURE and fruitless == 2:
-                store.discard(part)  # most likely a power cut has damaged its control file
+                discard(part)  # most likely a power cut has damaged its control file
             time.sleep(min(2.0**fruitless, MAX_PAUSE_S))
 
     def _try(self, url: str, part: Path, size_bytes: int, on_bytes: Callable[[int], None]) -> int:
         """Resolves the address and runs aria2; returns its exit status, raises for what no try can mend."""
         place, found_bytes = locate(url, self.token)
         if found_bytes != size_bytes:
-            raise store.StoreError(
+            raise StoreError(
                 f"{_origin(place)}: has {found_bytes} bytes for {part.stem}, not the {size_bytes} announced; "
                 f"correct the source or the revision"
             )
         status = self._aria2(place, part, on_bytes)
         if status in _LOCAL_FAILURES:
-            raise store.StoreError(f"{part}: {_LOCAL_FAILURES[status]}; mend it and run again to continue")
+            raise StoreError(f"{part}: {_LOCAL_FAILURES[status]}; mend it and run again to continue")
         return status
 
     def _aria2(self, url: str, part: Path, on_bytes: Callable[[int], None]) -> int:
@@ -263,12 +257,13 @@ class Downloader:
                 pass_fds=[self.lock],
             )
         except FileNotFoundError:
-            raise store.StoreError("aria2c: is not installed; install the package aria2") from None
+            raise StoreError("aria2c: is not installed; install the package aria2") from None
         with aria2:
             assert aria2.stdin is not None and aria2.stdout is not None  # noqa: S101  (for the type checker)
             try:
-                aria2.stdin.write(f"{url}\n out={part.name}\n")
-                aria2.stdin.close()
+                with suppress(BrokenPipeError):  # its exit status then says why it ended
+                    aria2.stdin.write(f"{url}\n out={part.name}\n")
+                    aria2.stdin.close()
                 for line in aria2.stdout:
                     if summary := _SUMMARY.match(line):
                         on_bytes(int(summary[1]))

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from moehost.settings import Service
+from moehost.settings import Sampling, Service
 
 Dialect = Literal["ik", "llama.cpp"]
 
@@ -28,13 +28,17 @@ IK_HIDDEN_FLAGS = frozenset(
 API_KEYS = "%d/api-keys"
 REMOVED = "the argument has been removed"
 PROBE_MODEL = "/nonexistent/probe.gguf"
+# The engines' own defaults of --cache-ram and, per slot, --ctx-checkpoints.
+PROMPT_CACHE_MIB = 8192
+CHECKPOINTS = 32
 
 
 @dataclass(frozen=True, slots=True)
 class Offload:
     """Where a model's tensors live and how its work is split, independent of the engine's spelling.
 
-    `tensor_overrides` are `REGEX=DEVICE` rules, first match wins; `gpu_layers` is None without a GPU.
+    `tensor_overrides` are `REGEX=DEVICE` rules, first match wins; `gpu_layers` is None without a GPU;
+    `prompt_cache_mib` and `checkpoints` (per slot) bound what the server keeps in the host's memory.
     """
 
     context: int
@@ -51,6 +55,14 @@ class Offload:
     split_mode: str | None = None
     tensor_split: tuple[float, ...] = ()
     cuda_params: str | None = None
+    prompt_cache_mib: int = PROMPT_CACHE_MIB
+    checkpoints: int = CHECKPOINTS
+
+    @property
+    def warm_up_tokens(self) -> list[int]:
+        """Lengths of the prompts that warm the server up: a short one, half a ubatch, and more than one ubatch."""
+        longest = self.context // self.parallel - 64
+        return [16, min(self.ubatch // 2, longest), min(self.ubatch + 16, longest)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,30 +111,30 @@ def _offload(offload: Offload, dialect: Dialect) -> Iterator[str]:
         yield "--cpu-moe"
     if offload.cuda_params and dialect == "ik":
         yield from ("-cuda", offload.cuda_params)
+    if offload.prompt_cache_mib != PROMPT_CACHE_MIB:
+        yield from ("--cache-ram", str(offload.prompt_cache_mib))
+    if offload.checkpoints != CHECKPOINTS:
+        yield from ("--ctx-checkpoints", str(offload.checkpoints))
     # Weights in anonymous memory: mapped files are read page by page and can be evicted under a running server.
     yield from ("--no-mmap",) if dialect == "ik" else ("--load-mode", "none", "--fit", "off")
 
 
 def command_line(service: Service, model_path: str, offload: Offload, dialect: Dialect) -> list[str]:
     """The arguments of llama-server for a service; the owner's `server_args` come last, so they win."""
-    sampling = service.sampling
     return [
         *("-m", model_path, "--alias", service.name),
         *("--host", service.host, "--port", str(service.port), "--api-key-file", API_KEYS),
         *offload_arguments(offload, dialect),
-        *(
-            "--temp",
-            f"{sampling.temperature:g}",
-            "--top-k",
-            str(sampling.top_k),
-            "--top-p",
-            f"{sampling.top_p:g}",
-        ),
-        *("--min-p", f"{sampling.min_p:g}", "--repeat-penalty", f"{sampling.repeat_penalty:g}"),
+        *_sampling(service.sampling),
         # No slots endpoint: it shows the prompts of others.
         *("--jinja", "--metrics", "--no-slots"),
         *service.server_args,
     ]
+
+
+def _sampling(sampling: Sampling) -> Iterator[str]:
+    yield from ("--temp", f"{sampling.temperature:g}", "--repeat-penalty", f"{sampling.repeat_penalty:g}")
+    yield from ("--min-p", f"{sampling.min_p:g}", "--top-p", f"{sampling.top_p:g}", "--top-k", str(sampling.top_k))
 
 
 def known_flags(help_text: str) -> frozenset[str]:
@@ -153,6 +165,11 @@ def _starts_option(line: str) -> bool:
     return text.startswith("-") and len(line) - len(text) <= 12
 
 
+def is_flag(word: str) -> bool:
+    """Whether a word of a command line is a flag; a negative number is none."""
+    return re.match(r"-{1,2}[A-Za-z]", word) is not None
+
+
 def unknown_flags(arguments: Iterable[str], help_text: str, dialect: Dialect) -> list[str]:
     """The flags of a command line that the binary with this `--help` does not know, each with its nearest neighbour.
 
@@ -161,7 +178,7 @@ def unknown_flags(arguments: Iterable[str], help_text: str, dialect: Dialect) ->
     known = known_flags(help_text) | (IK_HIDDEN_FLAGS if dialect == "ik" else frozenset())
     lines = []
     for word in arguments:
-        if re.match(r"-{1,2}[A-Za-z]", word) and word not in known:
+        if is_flag(word) and word not in known:
             near = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
             lines.append(f"{word} (did you mean {near[0]}?)" if near else word)
     return lines

@@ -17,14 +17,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from moehost import download, gguf, store
+from moehost import download, files, gguf, store
 from moehost import source as sources
 from moehost.job import Job
 from moehost.progress import Progress
 from moehost.source import FileSource, HttpSource, HubSource, ModelFile
 from moehost.store import Manifest, Shelf, StoreError
 
-MODULES = ("__init__", "gguf", "source", "job", "store", "progress", "download", "fetch")
+MODULES = ("__init__", "gguf", "source", "job", "files", "store", "progress", "download", "fetch")
 
 EXAMPLES = """\
 examples:
@@ -60,28 +60,24 @@ def plan(job: Job, token: str | None) -> list[Order]:
     match job.where:
         case FileSource(folder, names):
             origins = [Path(folder) / name for name in names]
-            files = [ModelFile(name, (Path(folder) / name).stat().st_size, None) for name in names]
+            found = [ModelFile(name, (Path(folder) / name).stat().st_size, None) for name in names]
         case HttpSource(names=names) as web:
             origins = [web.url(name) for name in names]
-            files = [ModelFile(name, download.locate(web.url(name), None)[1], None) for name in names]
+            found = [ModelFile(name, download.locate(web.url(name), None)[1], None) for name in names]
         case HubSource() as hub:
-            files = list(sources.hub_files(hub, download.tree(hub.tree_url(job.endpoint), token)))
-            origins = [hub.resolve_url(job.endpoint, file.name) for file in files]
-    pinned = sources.pin(files, job.sha256)
+            found = list(sources.hub_files(hub, download.tree(hub.tree_url(job.endpoint), token)))
+            origins = [hub.resolve_url(job.endpoint, file.name) for file in found]
+    pinned = sources.pin(found, job.sha256)
     unknown = [file.name for file in pinned if file.sha256 is None]
     if unknown and isinstance(job.where, HubSource):
-        raise StoreError(
-            f"{job.source}: the hub states no sha256 of {unknown[0]}; add it to the job's sha256"
-        )
+        raise StoreError(f"{job.source}: the hub states no sha256 of {unknown[0]}; add it to the job's sha256")
     return [Order(file, origin) for file, origin in zip(pinned, origins, strict=True)]
 
 
 def run(job: Job) -> None:
     """Makes a model stand in the store; after StoreError, ValueError or OSError the old one still stands."""
     shelf = Shelf(Path(job.store), job.model)
-    with shelf.locked(
-        on_wait=lambda: _say(f"{job.model}: waiting for another run that is at work on it")
-    ) as lock:
+    with shelf.locked(on_wait=lambda: _say(f"{job.model}: waiting for another run that is at work on it")) as lock:
         progress = Progress(shelf.progress)
         try:
             progress.show("download", 0)
@@ -109,7 +105,7 @@ def _is_asked(model: Manifest, shelf: Shelf, job: Job) -> bool:
     """Whether a model is what the job would bring; a local origin may be gone by now, but not changed."""
     origins = [path for path in _local_files(job) if path.exists()]
     return model.answers(job.label, job.revision, job.sha256) and all(
-        store.alike(path, shelf.target / path.name) for path in origins
+        files.alike(path, shelf.target / path.name) for path in origins
     )
 
 
@@ -122,18 +118,18 @@ def _replace(shelf: Shelf, job: Job, lock: int, progress: Progress) -> Manifest:
     _adopt(shelf, orders)
     shelf.require_space(sum(shelf.missing_bytes(order.file) for order in orders), job.reserve_mib)
     downloader = download.Downloader(token, job.connections, lock)
-    files: list[ModelFile] = []
+    brought: list[ModelFile] = []
     headers: list[gguf.Header] = []
     for number, order in enumerate(orders, start=1):
-        before_bytes = sum(file.size_bytes for file in files)
-        files.append(_bring(shelf, order, downloader, progress, before_bytes))
+        before_bytes = sum(file.size_bytes for file in brought)
+        brought.append(_bring(shelf, order, downloader, progress, before_bytes))
         # Read at once, so that an address that never led to a model costs one file and not the whole set.
         headers.append(gguf.read_file(shelf.finished(order.file)))
         _say(f"{order.file.name}: verified ({number} of {len(orders)})")
     model = gguf.join(headers)
     progress.show("switch", progress.total_bytes)
     architecture = str(model.metadata.get("general.architecture", "unknown"))
-    manifest = Manifest(job.model, job.label, job.revision, tuple(files), architecture, len(model.tensors))
+    manifest = Manifest(job.model, job.label, job.revision, tuple(brought), architecture, len(model.tensors))
     shelf.seal(manifest, {Path(header.name).name: header.to_json()["tensors"] for header in headers})
     shelf.switch()
     return manifest
@@ -144,8 +140,6 @@ def _adopt(shelf: Shelf, orders: Sequence[Order]) -> None:
     current = shelf.manifest()
     held = {file.sha256: shelf.target / file.name for file in current.files} if current else {}
     for order in orders:
-        if shelf.finished(order.file).exists():
-            continue
         if isinstance(order.origin, Path):
             shelf.adopt(order.file, order.origin)
         elif order.file.sha256 in held and not shelf.part(order.file).exists():
@@ -159,22 +153,20 @@ def _bring(
     file, part, finished = order.file, shelf.part(order.file), shelf.finished(order.file)
     on_fetched, on_hashed = (progress.counter(phase, before_bytes) for phase in ("download", "verify"))
     if finished.exists():
-        return replace(file, sha256=file.sha256 or store.sha256_of(finished, on_hashed))
+        return replace(file, sha256=file.sha256 or files.sha256_of(finished, on_hashed))
     resumed = part.exists() and not isinstance(order.origin, Path)
     while True:
         if not shelf.is_filled(file):
             if isinstance(order.origin, Path):
-                store.copy(order.origin, part, on_fetched)
+                files.copy(order.origin, part, on_fetched)
             else:
                 downloader.fetch(order.origin, part, file.size_bytes, on_fetched)
-        found = store.sha256_of(part, on_hashed)
+        found = files.sha256_of(part, on_hashed)
         if file.sha256 in (None, found):
             break
-        store.discard(part)
+        files.discard(part)
         if not resumed:
-            raise StoreError(
-                f"{order.origin}: its sha256 is {found}, not {file.sha256}; correct one of the two"
-            )
+            raise StoreError(f"{order.origin}: its sha256 is {found}, not {file.sha256}; correct one of the two")
         # A power cut can cost bytes that counted as there: only an uninterrupted try condemns the source.
         resumed = False
     shelf.accept(file)
@@ -225,8 +217,10 @@ def main(arguments: Sequence[str]) -> int:
         return _verify(given.verify)
     try:
         job = Job.parse(given.job.read_text())
-    except (OSError, ValueError) as error:
-        return _fail(f"{given.job}: {error.strerror if isinstance(error, OSError) else error}", 2)
+    except ValueError as error:
+        return _fail(f"{given.job}: {error}", 2)
+    except OSError as error:
+        return _fail(_line(error), 2)
     try:
         run(job)
     except (StoreError, ValueError, OSError) as error:
@@ -244,9 +238,7 @@ def _verify(folder: Path) -> int:
             bad = 1
         return bad
     except (OSError, ValueError) as error:
-        return _fail(
-            f"{folder}: has no manifest that can be read ({_line(error)}); name the folder of a model", 2
-        )
+        return _fail(f"{folder}: has no manifest that can be read ({_line(error)}); name the folder of a model", 2)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from moehost.engine import Dialect
+from moehost.engine import CHECKPOINTS, PROMPT_CACHE_MIB, Dialect
 from moehost.hardware import Node
 from moehost.model import Model
 from moehost.rules import Rule, device_of
@@ -20,8 +20,6 @@ MIB = 1 << 20
 
 CUDA_CONTEXT_MIB = 600  # what the driver and the kernels take on a card before anything is loaded
 MARGIN_MIB = 1024
-PROMPT_CACHE_MIB = 8192  # the engines' default of --cache-ram
-CHECKPOINTS = 32  # the engines' default of --ctx-checkpoints, per slot
 KV_PADDING = 256  # rows
 
 

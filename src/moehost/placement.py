@@ -41,8 +41,7 @@ class DoesNotFit(Exception):
 class Placement:
     """A decision: what the engine is told, where the experts lie, the ledger, the prediction, and why.
 
-    `experts` names the layers by device; `prompt_cache_mib` and `checkpoints` are what the host's memory leaves for
-    the server's caches; `prompt_tok_s` is predicted for prompts of these lengths.
+    `experts` names the layers by device; `prompt_tok_s` is predicted for prompts of these lengths.
     """
 
     offload: Offload
@@ -50,8 +49,6 @@ class Placement:
     experts: dict[str, tuple[int, ...]]
     layer_devices: tuple[str, ...]
     rows: tuple[Row, ...]
-    prompt_cache_mib: int
-    checkpoints: int
     load: Load
     prompts: Prompts
     decode: Range
@@ -59,6 +56,12 @@ class Placement:
     answer_s: float
     warnings: tuple[str, ...]
     why: tuple[str, ...]
+
+    @property
+    def host_mib(self) -> int:
+        """What the server takes of the host's memory before it caches prompts."""
+        row = self.rows[-1]
+        return row.dense_mib + row.experts_mib + row.kv_mib + row.state_mib + row.compute_mib
 
     def to_json(self, engine: str, argv: Sequence[str]) -> dict[str, Any]:
         """The plan contract; `argv` is what the engine of this dialect is started with."""
@@ -231,6 +234,7 @@ class _Planner:
         for row in rows:
             if row.free_mib < 0:
                 raise Overdrawn(row.device, -row.free_mib)
+        offload = replace(offload, prompt_cache_mib=prompt_cache_mib, checkpoints=checkpoints)
         load = Load.of(model, len(node.gpus), layer_devices, assignment.experts)
         batch, threshold, reason = self._offload_batch(load, offload)
         env = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"} if node.gpus else {}
@@ -248,8 +252,6 @@ class _Planner:
             experts={d: tuple(i for i, where in assignment.experts.items() if where == d) for d in devices},
             layer_devices=layer_devices,
             rows=tuple(rows),
-            prompt_cache_mib=prompt_cache_mib,
-            checkpoints=checkpoints,
             load=load,
             prompts=prompts,
             decode=self.speed.decode(load, self.speed.spread(model)),

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from moehost import store
+from moehost.files import write_json
 
 RATE_WINDOW_S = 15.0
 
@@ -45,7 +45,7 @@ class Progress:
             "total_bytes": self.total_bytes,
             "rate_bytes_s": rate,
         }
-        store.write_json(self._path, {**state, "eta_s": eta_s, "error": error}, durable=False)
+        write_json(self._path, {**state, "eta_s": eta_s, "error": error}, durable=False)
 
     def counter(self, phase: str, before_bytes: int) -> Callable[[int], None]:
         """Shows a phase of one file by its own bytes, when the files before it have so many."""

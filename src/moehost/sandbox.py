@@ -35,22 +35,17 @@ class SandboxError(RuntimeError):
 
 
 def mirror() -> str | None:
-    """The Debian mirror of this computer, or None where it has none (mmdebstrap then uses its own default)."""
-    listing = subprocess.run(
-        [
-            "apt-get",
-            "indextargets",
-            "--format",
-            "$(CREATED_BY) $(COMPONENT) $(ORIGIN) $(RELEASE) $(REPO_URI)",
-        ],
-        capture_output=True,
-        text=True,
-    ).stdout
+    """`SANDBOX_MIRROR`, else this computer's own Debian mirror, else None: mmdebstrap then uses its default."""
+    if chosen := os.environ.get("SANDBOX_MIRROR"):
+        return chosen
+    wanted = "$(CREATED_BY) $(COMPONENT) $(ORIGIN) $(RELEASE) $(REPO_URI)"
+    listing = _run(["apt-get", "indextargets", "--format", wanted], check=False).stdout
     for line in listing.splitlines():
-        created_by, component, *rest = line.split()
-        if created_by == "Packages" and component == "main" and "security" not in line and "debian" in rest[-1]:
-            return rest[-1]
-    return os.environ.get("SANDBOX_MIRROR")
+        # The origin is empty before the first `apt-get update`.
+        created_by, component, *_, release, uri = line.split()
+        if (created_by, component) == ("Packages", "main") and "debian" in uri and "security" not in release + uri:
+            return uri
+    return None
 
 
 def image(say: Say) -> str:

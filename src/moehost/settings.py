@@ -111,23 +111,48 @@ class Sampling(Settings):
     repeat_penalty: float = Field(1.2, ge=0, le=5)
 
 
+class Workload(Settings):
+    """The typical request; the placement `auto` minimises the time that it takes."""
+
+    prompt_tokens: int = Field(4096, ge=1, description="length of the prompt")
+    answer_tokens: int = Field(512, ge=1, description="length of the answer")
+
+
 class Service(Settings):
     """One llama-server under systemd: `llama-server-<name>.service`."""
 
     name: Name = Field(description="name of the unit and of the model in the API")
     model: Model
     runtime: Literal["native"] = Field("native", description="`native`: a systemd unit")
-    placement: Literal["auto", "cpu-moe"] = Field(
+    placement: Literal["auto", "cpu-moe", "tensor-split", "manual"] = Field(
         "auto",
-        description="where the routed experts live: `auto` (the planner) or `cpu-moe` (all on the CPU)",
+        description="where the routed experts live: `auto` (the planner fills the cards), `cpu-moe` (all on the "
+        "CPU), `tensor-split` (as `gpu_experts` says), `manual` (as `rules` says); see planning.md",
     )
-    context: int = Field(8192, ge=512, description="context in tokens, shared by all slots")
+    gpu_experts: list[str] = Field(
+        default_factory=list,
+        description="for `tensor-split`: the layers whose experts each card takes, e.g. `0-12` and `47-59`",
+    )
+    rules: list[str] = Field(
+        default_factory=list, description="for `manual`: `REGEX=DEVICE`, the first found in a name decides"
+    )
+    cpu_moe: bool = Field(True, description="for `manual`: whether the experts that no rule names stay on the CPU")
+    tensor_split: list[float] = Field(
+        default_factory=list, description="shares of the cards in the layers, not with `auto`, which chooses them"
+    )
+    workload: Workload = Field(default_factory=lambda: Workload.model_validate({}))
+    context: int | None = Field(
+        None, ge=512, description="context in tokens, shared by all slots; what the model was trained on if not given"
+    )
     parallel: int = Field(1, ge=1, le=64, description="slots: requests that are served at once")
     kv_type: KvType = Field("f16", description="type of the KV cache")
-    batch: int = Field(2048, ge=32, description="tokens of a prompt that are handed over at once")
-    ubatch: int = Field(2048, ge=32, description="tokens of a prompt that are computed at once")
-    threads: int | None = Field(None, ge=1, description="threads of decode; the physical cores if not given")
-    threads_batch: int | None = Field(None, ge=1, description="threads of prompt processing; as `threads`")
+    batch: int | None = Field(None, ge=32, description="tokens of a prompt that are handed over at once")
+    ubatch: int | None = Field(
+        None, ge=32, description="tokens of a prompt that are computed at once; chosen for the workload if not given"
+    )
+    threads: int | None = Field(None, ge=1, description="threads of decode; some cores fewer than all if not given")
+    threads_batch: int | None = Field(None, ge=1, description="threads of prompt processing; all cores if not given")
+    margin_mib: int = Field(1024, ge=0, description="what the planner leaves free on each card, MiB")
     host: str = Field("127.0.0.1", description="address to listen on; loopback unless you have a reason")
     port: Port = Field(8080, description="port to listen on")
     sampling: Sampling = Field(default_factory=lambda: Sampling.model_validate({}))
@@ -149,6 +174,13 @@ class Service(Settings):
             raise ValueError(f"{value!r} names an interface, which a unit would change; use an address without %")
         return value
 
+    @field_validator("gpu_experts")
+    @classmethod
+    def _experts_are_layers(cls, value: list[str]) -> list[str]:
+        for text in value:
+            layers(text)
+        return value
+
     @field_validator("server_args")
     @classmethod
     def _args_can_stand_in_a_unit(cls, value: list[str]) -> list[str]:
@@ -163,7 +195,7 @@ class Service(Settings):
 
     @model_validator(mode="after")
     def _slots_have_room(self) -> Service:
-        each = self.context // self.parallel
+        each = self.context // self.parallel if self.context else SLOT_TOKENS
         if each < SLOT_TOKENS:
             raise ValueError(
                 f"context {self.context} shared by {self.parallel} slots leaves {each} tokens each, "
@@ -185,12 +217,6 @@ class Service(Settings):
         return f"[{address}]" if address.version == 6 else str(address)
 
     @property
-    def warm_up_tokens(self) -> list[int]:
-        """Lengths of the prompts that warm the server up: a short one, half a ubatch, and more than one ubatch."""
-        longest = self.context // self.parallel - 64
-        return [16, min(self.ubatch // 2, longest), min(self.ubatch + 16, longest)]
-
-    @property
     def is_on_loopback(self) -> bool:
         """Whether only this machine reaches the server."""
         return ipaddress.ip_address(self.host).is_loopback
@@ -204,6 +230,9 @@ class Node(Settings):
     models_dir: Folder = Field("/srv/models", description="the model store")
     hf_endpoint: str = Field("https://huggingface.co", description="hub that `hf://` sources come from")
     hf_token_file: str | None = Field(None, description="file on this computer that holds the hub's token")
+    calibration_file: str | None = Field(
+        None, description="file on this computer that `moehost calibrate` made of measurements of this node"
+    )
     download_connections: int = Field(8, ge=1, le=16, description="parallel ranges of a download")
     free_space_reserve_mib: int = Field(1024, ge=0, description="what a download must leave free on the disk, MiB")
 
@@ -231,13 +260,24 @@ class Node(Settings):
     def local_files(self) -> dict[str, str]:
         """Files on this computer that the settings name, by the key's path."""
         files = {f"services[{n}].api_keys_file": each.api_keys_file for n, each in enumerate(self.services)}
-        files["hf_token_file"] = self.hf_token_file
+        files |= {"hf_token_file": self.hf_token_file, "calibration_file": self.calibration_file}
         return {key: path for key, path in files.items() if path is not None}
 
     @property
     def models(self) -> list[Model]:
         """The models of all services, each once, in order."""
         return list({service.model.name: service.model for service in self.services}.values())
+
+
+def layers(text: str) -> tuple[int, ...]:
+    """The numbers in e.g. `0-12,47`; empty text names none. Raises ValueError for anything else."""
+    found: list[int] = []
+    for part in filter(None, text.split(",")):
+        bounds = re.fullmatch(r"(\d{1,4})(?:-(\d{1,4}))?", part.strip())
+        if not bounds or int(bounds[2] or bounds[1]) < int(bounds[1]):
+            raise ValueError(f"{text!r}: write layers as 0-12,47")
+        found += range(int(bounds[1]), int(bounds[2] or bounds[1]) + 1)
+    return tuple(found)
 
 
 def read(data: Mapping[str, Any]) -> Node:

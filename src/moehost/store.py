@@ -13,7 +13,6 @@ step leaves behind is either continued or finished by the next run.
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import json
 import os
 import shutil
@@ -23,11 +22,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from moehost.files import control_file, discard, held_bytes, sha256_of, sync, write_json
 from moehost.source import ModelFile
 
 MIB = 1 << 20
-BLOCK_BYTES = 512  # the unit of st_blocks, whatever the file system's own block size
-READ_BYTES = 8 * MIB
 
 
 class StoreError(Exception):
@@ -64,6 +62,10 @@ class Manifest:
         asked = {name: stored.get(name) for name in sha256}
         return (self.source, self.revision) == (source, revision) and asked == dict(sha256)
 
+    def fits(self, sizes_bytes: Mapping[str, int]) -> bool:
+        """Whether the files that are there, by name, are the model's, as far as sizes can tell."""
+        return all(sizes_bytes.get(file.name) == file.size_bytes for file in self.files)
+
 
 class Shelf:
     """The place of one model in the store, and of the one that is to replace it."""
@@ -84,9 +86,8 @@ class Shelf:
         if not self.store.is_dir():
             raise StoreError(f"{self.store}: there is no such folder; create it or mount its disk")
         self.incoming.mkdir(parents=True, exist_ok=True)
-        lock = os.open(
-            self.incoming.with_name(f".{self.model}.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600
-        )
+        path = self.incoming.with_name(f".{self.model}.lock")
+        lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -105,9 +106,10 @@ class Shelf:
                 whole = (self.files / "manifest.json").exists()
                 self._rename(self.files if whole else self.old, self.target)
             _remove(self.old)
-        if self.target.exists() and not (self.target / "manifest.json").exists():
+        foreign = self.target.exists() and not (self.target / "manifest.json").exists()
+        if foreign or self.target.is_symlink():
             raise StoreError(
-                f"{self.target}: is in the way and not from this program, as it has no manifest.json; "
+                f"{self.target}: is in the way and not from this program (a link, or without manifest.json); "
                 f"move it away or give the model another name"
             )
 
@@ -115,10 +117,10 @@ class Shelf:
         """What stands in the store now; None if that is nothing, or not what its manifest says."""
         try:
             found = read_manifest(self.target)
-            sizes = {file.name: (self.target / file.name).stat().st_size for file in found.files}
+            sizes_bytes = {path.name: path.stat().st_size for path in self.target.iterdir()}
         except (OSError, ValueError):
             return None
-        return found if all(sizes[file.name] == file.size_bytes for file in found.files) else None
+        return found if found.fits(sizes_bytes) else None
 
     def stage(self, job: Mapping[str, Any]) -> None:
         """Makes room for a successor; what an earlier run has left stays only if it was for the same job."""
@@ -216,81 +218,6 @@ def verify(folder: Path) -> Iterator[str]:
                 yield f"{path}: has sha256 {found}, its manifest says {file.sha256}"
         except OSError as error:
             yield f"{path}: {error.strerror}"
-
-
-def chunks(path: Path) -> Iterator[memoryview]:
-    """A file's bytes in order; each view is only good until the next one is asked for."""
-    buffer = memoryview(bytearray(READ_BYTES))
-    with path.open("rb", buffering=0) as stream:
-        while count := stream.readinto(buffer):
-            yield buffer[:count]
-
-
-def sha256_of(path: Path, on_bytes: Callable[[int], None] = lambda done_bytes: None) -> str:
-    """The sha256 of a file; `on_bytes` hears how far it is."""
-    digest, done_bytes = hashlib.sha256(), 0
-    for chunk in chunks(path):
-        digest.update(chunk)
-        done_bytes += len(chunk)
-        on_bytes(done_bytes)
-    return digest.hexdigest()
-
-
-def copy(origin: Path, to: Path, on_bytes: Callable[[int], None]) -> None:
-    """Copies a file with its time of change, by which `alike` knows it again."""
-    done_bytes = 0
-    with to.open("wb", buffering=0) as stream:
-        for chunk in chunks(origin):
-            stream.write(chunk)
-            done_bytes += len(chunk)
-            on_bytes(done_bytes)
-    status = origin.stat()
-    os.utime(to, ns=(status.st_atime_ns, status.st_mtime_ns))
-
-
-def alike(origin: Path, stored: Path) -> bool:
-    """Whether a file is still the one that its link or copy in the store was made from; reads neither."""
-    one, other = origin.stat(), stored.stat()
-    return (one.st_size, one.st_mtime_ns) == (other.st_size, other.st_mtime_ns)
-
-
-def write_json(path: Path, data: Any, durable: bool = True, indent: int | None = None) -> None:
-    """Replaces a file at once, so that a reader meets the old or the new text and never a piece.
-
-    + durable: it is on the disk before this returns, in the order of the calls
-    """
-    fresh = path.with_name(f"{path.name}.new")
-    fresh.write_text(json.dumps(data, indent=indent) + "\n")
-    if durable:
-        sync(fresh)
-    fresh.replace(path)
-    if durable:
-        sync(path.parent)
-
-
-def sync(path: Path) -> None:
-    """Returns when a file's bytes, or a folder's names, are on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def control_file(part: Path) -> Path:
-    """Where aria2 notes which ranges of an unfinished file it has."""
-    return part.with_name(f"{part.name}.aria2")
-
-
-def held_bytes(part: Path) -> int:
-    """What a file with holes takes on the disk; 0 where there is none."""
-    return part.stat().st_blocks * BLOCK_BYTES if part.exists() else 0
-
-
-def discard(part: Path) -> None:
-    """Forgets an unfinished file."""
-    part.unlink(missing_ok=True)
-    control_file(part).unlink(missing_ok=True)
 
 
 def _remove(folder: Path) -> None:

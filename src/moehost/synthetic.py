@@ -226,11 +226,7 @@ def _add_tokenizer(writer: GGUFWriter, vocabulary: int) -> None:
     merges = [
         *((syllable[0], syllable[1]) for syllable in SYLLABLES),
         *((space, syllable) for syllable in SYLLABLES),
-        *(
-            (space + a, SYLLABLES[i - shift])
-            for shift in range(len(SYLLABLES))
-            for i, a in enumerate(SYLLABLES)
-        ),
+        *((space + a, SYLLABLES[i - shift]) for shift in range(len(SYLLABLES)) for i, a in enumerate(SYLLABLES)),
     ][: vocabulary - BYTES - len(CONTROL_TOKENS)]
     tokens = [*letters, *(left + right for left, right in merges), *CONTROL_TOKENS]
     writer.add_tokenizer_model("gpt2")

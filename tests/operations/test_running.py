@@ -1,17 +1,24 @@
 """How a service comes to run as described, from every state that a node may be in."""
 
 import json
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from pyinfra.facts.files import FileContents
 
-from moehost import engine, settings
-from roles.facts import FileStates
+from moehost import settings
+from moehost.source import ModelFile
+from moehost.speed import PUBLISHED
+from moehost.store import Manifest
+from roles.facts import FileStates, Machine
 from roles.llama_server import operations
-from roles.llama_server.facts import ArgumentsProbe, EngineContract, Inputs, ServiceState
+from roles.llama_server.facts import ArgumentsProbe, EngineContract, Inputs, ModelHeaders, ServiceState
 from roles.llama_server.operations import running
+from roles.models.facts import StoredModel
 from tests.operations.plain import Host, in_turn, play, sha256
+from tests.unit.full_size import as_set, qwen35_397b
 
 HELP = (Path(__file__).parents[1] / "fixtures/help/llama.cpp-0.7.0.txt").read_text()
 CONTRACT = {
@@ -30,22 +37,48 @@ RESTART = (
 RELOAD = "systemctl daemon-reload"
 
 
-def service(**more):
+MANIFEST = Manifest("m", "file:///srv/m.gguf", None, (ModelFile("m.gguf", 1, "0" * 64),), "qwen35moe", 1)
+HEADERS = [header.to_json() for header in as_set(qwen35_397b()).headers]
+LSCPU = """\
+Model name: AMD EPYC 9175F 16-Core Processor
+Socket(s): 1
+Core(s) per socket: 16
+CPU(s): 16
+Thread(s) per core: 1
+NUMA node(s): 1
+L3 cache: 512 MiB (16 instances)
+"""
+CARD = "NVIDIA RTX PRO 6000 Blackwell, 97887, 12.0, 5, 16\n"
+
+
+def machine(cards=0):
+    texts = {"lscpu": LSCPU, "meminfo": "MemTotal: 791552000 kB\n", "nvidia_smi": CARD * cards}
+    return texts | {"has_memory": "0\n", "l3_ids": ""}
+
+
+def settings_of(**more):
     model = {"name": "m", "source": "file:///srv/m.gguf"}
-    return settings.read({"services": [{"name": "tiny", "model": model, **more}]}).services[0]
+    return settings.read({"services": [{"name": "tiny", "model": model, "context": 8192, **more}]})
 
 
-def run(*states, contract=CONTRACT, probe=TAKEN, inputs="engine\nmodel\nkeys", files=None, **more):
+def service(**more):
+    return settings_of(**more).services[0]
+
+
+def run(*states, contract=CONTRACT, probe=TAKEN, inputs="engine\nmodel\nkeys", files=None, cards=0, **more):
     """The commands and noops for a node whose unit is in these states, one after the other."""
     facts = {
+        StoredModel: MANIFEST if contract else None,
+        ModelHeaders: HEADERS,
+        Machine: machine(cards),
+        FileContents: more.pop("before", None),
         EngineContract: contract,
         ServiceState: in_turn(*states),
         Inputs: inputs,
         ArgumentsProbe: probe,
         FileStates: files or {},
     }
-    offload = engine.Offload(context=8192, parallel=1, batch=2048, ubatch=512, threads=2, threads_batch=2)
-    arguments = {"service": service(**more), "index": 3, "offload": offload, "model_path": "/srv/models/m/m.gguf"}
+    arguments = {"node": settings_of(**more), "service": service(**more), "index": 3, "constants": PUBLISHED}
     return play(running, facts, **arguments)
 
 
@@ -80,13 +113,13 @@ def test_a_fresh_node():
 
 def test_the_plan_of_a_node_where_nothing_is_installed_yet():
     commands, _ = run({}, contract={}, inputs="", probe=None)
-    assert named(commands) == [UNIT, PLAN, ENABLE, RESTART, "_wait_until_ready"]
+    assert commands == ["test -e /opt/moehost/engine/current/bin/llama-server -a -e /srv/models/m/manifest.json"]
 
 
 def test_a_service_that_runs_as_described_is_left_alone(described):
     commands, noops = run(described.runs, files=described.files, probe=None)
     assert commands == []
-    assert noops[-1] == "llama-server-tiny.service runs as described"
+    assert noops[-1] == "llama-server-tiny.service runs as planned"
 
 
 def test_other_settings_restart_it(described):
@@ -138,7 +171,7 @@ def test_the_generation_is_in_the_unit_and_does_not_depend_on_itself(described):
 
 def test_the_plan_holds_the_command_line_of_the_unit(described):
     argv = described.plan["argv"]
-    assert described.plan["engine"] == "0.7.0 (build 11669, commit Debian)"
+    assert described.plan["engine"] == "llama.cpp 0.7.0 (build 11669, commit Debian)"
     assert f"\nExecStart=/opt/moehost/engine/current/bin/llama-server {' '.join(argv)}\n" in described.unit
 
 
@@ -150,11 +183,40 @@ def test_the_dialect_is_that_of_the_engine_that_is_there():
     assert "--no-mmap" in json.loads(plan["_stdin"])["argv"]
 
 
+def test_a_card_that_is_missing_is_told_before_the_restart(caplog):
+    (_, plan, *_), _ = run(INACTIVE, cards=2)
+    with caplog.at_level("INFO", logger="pyinfra"):
+        commands, _ = run(INACTIVE, cards=1, before=plan["_stdin"].splitlines())
+    assert RESTART in commands
+    told = caplog.text
+    assert "tiny: cards: NVIDIA RTX PRO 6000 Blackwell, NVIDIA RTX PRO 6000 Blackwell -> NVIDIA RTX" in told
+    assert re.search(r"tiny: layers of experts on CUDA1: \d\d -> 0", told)
+    assert re.search(r"tiny: predicted decode: [\d.]+ -> [\d.]+ tok/s", told)
+
+
+def test_the_plan_of_the_node_is_in_the_unit():
+    (unit, plan, *_), _ = run(INACTIVE, cards=1)
+    plan = json.loads(plan["_stdin"])
+    assert len(plan["experts"]["CUDA0"]) > 15
+    assert f"-ot {plan['argv'][plan['argv'].index('-ot') + 1]} --cpu-moe" in unit["_stdin"]
+    assert "DeviceAllow=char-nvidia* rw" in unit["_stdin"]
+    assert "Environment=CUDA_DEVICE_ORDER=PCI_BUS_ID" in unit["_stdin"]
+    assert "-c 8192" in unit["_stdin"]
+
+
 # A refusal is the only command: nothing has been written, and the service that runs goes on.
 REFUSALS = {
     "a port that another program has": (
         {"states": INACTIVE | {"port_holder": '"python3",pid=812'}},
         "services[3].port: 8080 is taken by python3 (pid 812); choose another or stop that program",
+    ),
+    "a model that does not fit": (
+        {"states": INACTIVE, "context": 262144 * 64, "cards": 1},
+        "services[3]: CUDA0 lacks 424667 MiB; it fits with context 2749440",
+    ),
+    "a wish that belongs to another placement": (
+        {"states": INACTIVE, "rules": ["blk[.]1[.]ffn_up_exps=CPU"]},
+        "services[3]: rules: belongs to placement manual, which needs it, and to no other",
     ),
     "an unknown flag": (
         {"states": INACTIVE, "server_args": ["--metricss"], "probe": None},
@@ -172,8 +234,9 @@ REFUSALS = {
 @pytest.mark.parametrize(("node", "line"), REFUSALS.values(), ids=REFUSALS)
 def test_what_cannot_start_is_refused_before_anything_is_touched(node, line):
     node = dict(node)
-    commands, _ = run(node.pop("states"), **node)
-    assert commands == [["_refused", [line], {}]]
+    ((name, (said,), _),), _ = run(node.pop("states"), **node)
+    assert name == "_refused"
+    assert said.startswith(line)
 
 
 def test_the_probe_names_no_model_no_key_and_no_port_of_the_service():

@@ -19,7 +19,8 @@ from typing import Any
 import pytest
 
 from moehost import download
-from moehost.store import Shelf, control_file, held_bytes
+from moehost.files import control_file, held_bytes
+from moehost.store import Shelf
 from tests.fixtures.fetching import Bench
 from tests.fixtures.http_server import FileHost, Hub
 from tests.fixtures.tiny_gguf import tiny_set, write
@@ -186,9 +187,7 @@ def test_token_is_not_taken_along_when_the_list_redirects(bench: Bench, hub: Hub
         assert other.requests and TOKEN not in repr(other.requests)
 
 
-def test_list_that_continues_elsewhere_is_refused(
-    bench: Bench, hub: Hub, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_list_that_continues_elsewhere_is_refused(bench: Bench, hub: Hub, capsys: pytest.CaptureFixture[str]) -> None:
     with FileHost({}) as other:
         hub.page_entries, hub.next_page_on = 1, other.url
         assert bench.run(**hub_job(bench, hub)) == 1
@@ -209,9 +208,7 @@ def test_hub_that_sends_files_itself(
     assert TOKEN not in spied_aria2.read_text()
 
 
-def test_signed_address_that_expires_is_resolved_anew(
-    bench: Bench, hub: Hub, without_pauses: list[float]
-) -> None:
+def test_signed_address_that_expires_is_resolved_anew(bench: Bench, hub: Hub, without_pauses: list[float]) -> None:
     hub.storage.break_off = [3_000_000]
     assert bench.run(**hub_job(bench, hub)) == 0
     assert bench.holds(MODEL)
@@ -231,7 +228,11 @@ def hub_with(name: str, data: bytes) -> Any:
 
 
 def hub_set(**values: Any) -> Any:
-    return lambda hub: vars(hub).update(values)
+    def damage(hub: Hub) -> None:
+        for name, value in values.items():
+            setattr(hub, name, value)
+
+    return damage
 
 
 @pytest.mark.parametrize(
@@ -270,9 +271,7 @@ def test_wrong_bytes_are_refused_after_one_try(
     assert bench.run(f"{host.url}/m/{FIRST}", sha256=wrong) == 1
     assert f"{SECOND}: its sha256 is {SHA256[SECOND]}, not 000" in last_line(capsys)
     assert not Shelf(bench.store, "M").files.joinpath(f"{SECOND}.part").exists()
-    assert not [request for request in host.requests if request.path.endswith(THIRD)][
-        1:
-    ]  # but for its length
+    assert not [request for request in host.requests if request.path.endswith(THIRD)][1:]  # but for its length
     assert bench.holds(OLD)
 
 
@@ -322,7 +321,7 @@ def test_full_disk(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    job = {"source": f"{host.url}/m/{FIRST}", "sha256": SHA256, "store": str(small_disk)}
+    job: dict[str, Any] = {"source": f"{host.url}/m/{FIRST}", "sha256": SHA256, "store": str(small_disk)}
     assert bench.run(**job) == 1
     assert re.search(f"{small_disk}: lacks 1[56] MiB for M: 27 MiB needed", last_line(capsys))
     assert host.sent_bytes <= len(MODEL)  # a byte for each length
@@ -331,9 +330,9 @@ def test_full_disk(
     assert f"{SECOND}.part: the disk is full; mend it and run again" in last_line(capsys)
 
 
-def wait_until(condition: Callable[[], bool]) -> None:
-    """Returns when the condition holds, and fails when it does not for long."""
-    deadline_s = time.monotonic() + 10
+def wait_until(condition: Callable[[], bool], limit_s: float = 10) -> None:
+    """Returns when the condition holds, and fails when it does not in time."""
+    deadline_s = time.monotonic() + limit_s
     while not condition():
         assert time.monotonic() < deadline_s
         time.sleep(0.01)
@@ -440,6 +439,15 @@ def test_part_is_resumed_and_not_begun_again(bench: Bench, host: FileHost) -> No
     assert host.sent_bytes - sent_bytes < missing_bytes + 2_000_000
 
 
+def test_part_without_its_control_file_is_begun_again(bench: Bench, host: FileHost) -> None:
+    control_file(killed_in_the_second_shard(bench, host)).unlink()
+    asked = len(host.requests)
+    assert bench.run(f"{host.url}/m/{FIRST}", sha256=SHA256) == 0
+    assert bench.holds(MODEL)
+    begun = [r for r in host.requests[asked:] if r.path.endswith(SECOND) and "Range" not in r.headers]
+    assert len(begun) == 1  # aria2 begins a new file without a range
+
+
 @pytest.mark.parametrize("damage", ["bytes", "control file lost", "control file damaged"])
 def test_damaged_part_is_fetched_anew(
     bench: Bench, host: FileHost, damage: str, monkeypatch: pytest.MonkeyPatch
@@ -472,13 +480,16 @@ def test_part_of_another_source_is_not_resumed(bench: Bench, host: FileHost) -> 
 
 
 def test_orphan_of_a_killed_run_is_waited_for(bench: Bench, host: FileHost) -> None:
-    host.rate_bytes_s = 4e6
+    host.rate_bytes_s = 1e6
     with bench.start(f"{host.url}/m/{FIRST}", sha256=SHA256) as run:
-        wait_until(lambda: host.sent_bytes > 1_000_000)
+        wait_until(lambda: host.sent_bytes > 100_000)
         os.kill(run.pid, signal.SIGKILL)
+    asked = len(host.requests)
     with bench.start(f"{host.url}/m/{FIRST}", sha256=SHA256) as second:
         assert second.stderr is not None
         assert second.stderr.readline() == "M: waiting for another run that is at work on it\n"
+        # The orphan would need another 8 s for its file, but ends when it misses its parent.
+        wait_until(lambda: any(r.headers.get("Range") == "bytes=0-0" for r in host.requests[asked:]), 4)
         host.rate_bytes_s = None
         assert second.wait() == 0
     assert bench.holds(MODEL)

@@ -248,8 +248,8 @@ class TestAuto:
 
     def test_a_small_machine_gets_smaller_caches(self) -> None:
         roomy, tight = place(QWEN, epyc_9175f(1), REPORT), place(QWEN, epyc_9175f(1, memory_mib=145000), REPORT)
-        assert (roomy.prompt_cache_mib, roomy.checkpoints) == (8192, 32)
-        assert tight.prompt_cache_mib < 8192 and tight.rows[-1].free_mib >= 0
+        assert (roomy.offload.prompt_cache_mib, roomy.offload.checkpoints) == (8192, 32)
+        assert tight.offload.prompt_cache_mib < 8192 and tight.rows[-1].free_mib >= 0
 
     def test_dense_models_need_no_rules(self) -> None:
         placement = place(model_of(published.LLAMA3_70B.layout()), epyc_9175f(2), Request(context=32768))

@@ -46,6 +46,7 @@ UNKNOWN_KEYS = {
     "with all names, where none is near": (
         {"zzz": 1},
         "zzz: unknown setting; known: services, engine, models_dir, hf_endpoint, hf_token_file, "
+        "calibration_file, "
         "download_connections, free_space_reserve_mib",
     ),
     "in a service": (node(contxt=512), "services[0].contxt: unknown setting; did you mean 'context'?"),
@@ -91,7 +92,8 @@ WRONG_VALUES = {
     ),
     "a placement": (
         node(placement="cpu_moe"),
-        "services[0].placement: 'cpu_moe' is not one of 'auto' or 'cpu-moe'; did you mean 'cpu-moe'?",
+        "services[0].placement: 'cpu_moe' is not one of 'auto', 'cpu-moe', 'tensor-split' or 'manual'; "
+        "did you mean 'cpu-moe'?",
     ),
     "an engine": (
         {"engine": {"source": "pakage"}},
@@ -372,19 +374,3 @@ class TestService:
     )
     def test_only_loopback_is_loopback(self, host: str, loopback: bool) -> None:
         assert parsed(host=host).is_on_loopback is loopback
-
-    @pytest.mark.parametrize(
-        ("settings", "tokens"),
-        [
-            ({}, [16, 1024, 2064]),
-            ({"ubatch": 512}, [16, 256, 528]),
-            ({"context": 2048}, [16, 1024, 1984]),
-            ({"context": 8192, "parallel": 8}, [16, 960, 960]),
-            ({"context": 512, "parallel": 2, "ubatch": 32}, [16, 16, 48]),
-            ({"context": 512, "parallel": 2}, [16, 192, 192]),
-        ],
-    )
-    def test_prompts_that_warm_up_fit_into_a_slot(self, settings: dict[str, int], tokens: list[int]) -> None:
-        tiny = parsed(**settings)
-        assert tiny.warm_up_tokens == tokens
-        assert max(tokens) + 8 <= tiny.context // tiny.parallel

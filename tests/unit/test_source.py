@@ -120,9 +120,7 @@ def test_addresses() -> None:
     assert web.url(TWO[1]) == f"https://host.example/x/{TWO[1]}"
 
 
-@pytest.mark.parametrize(
-    "url", ["file:///etc/passwd", "https://host/a b", "https://host/\tx", "http://host/", ""]
-)
+@pytest.mark.parametrize("url", ["file:///etc/passwd", "https://host/a b", "https://host/\tx", "http://host/", ""])
 def test_unsafe_addresses(url: str) -> None:
     with pytest.raises(ValueError, match="address"):
         require_safe(url)
@@ -145,9 +143,7 @@ def test_other_sources_may_have_checksums() -> None:
         check_sha256(source, {"n.gguf": SHA256})
     with pytest.raises(ValueError, match="not 64 lower-case hex digits"):
         check_sha256(source, {"m.gguf": "abc"})
-    check_sha256(
-        parse(f"hf://own/repo/folder@{COMMIT}"), {"whatever.gguf": SHA256}
-    )  # its names are not known yet
+    check_sha256(parse(f"hf://own/repo/folder@{COMMIT}"), {"whatever.gguf": SHA256})  # its names are not known yet
 
 
 def test_pinning() -> None:
@@ -204,6 +200,7 @@ def test_list_without_large_file_storage() -> None:
         (FOLDER, [entry("q/bad name.gguf")], "rename the file"),
         (FOLDER, ["text"], "is not understood"),
         (FOLDER, [{"path": "q/a.gguf"}], "is not understood"),
+        (FOLDER, [entry("q/a.gguf", sha256="sha256:" + SHA256)], "is not understood"),
     ],
 )
 def test_list_that_holds_no_such_model(source: object, entries: list[Any], reason: str) -> None:

@@ -52,7 +52,7 @@ def standing(bench: Bench) -> Bench:
     return bench
 
 
-def sha256(data: bytes) -> str:
+def sha256(data: bytes | bytearray) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
@@ -75,9 +75,7 @@ def test_local_model_is_linked(bench: Bench, offered: str) -> None:
     assert sorted(path.name for path in bench.staging.iterdir()) == ["progress.json"]
 
 
-def test_local_model_on_another_disk_is_copied(
-    bench: Bench, offered: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_local_model_on_another_disk_is_copied(bench: Bench, offered: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "link", refuse_link)
     assert bench.run(offered) == 0
     assert bench.holds(NEW)
@@ -204,8 +202,12 @@ def test_folder_of_somebody_else_is_left_alone(
 ) -> None:
     write(bench.target, {"mine.gguf": b"mine"})
     assert bench.run(offered) == 1
-    assert "not from this program, as it has no manifest.json; move it away" in capsys.readouterr().err
+    assert "not from this program (a link, or without manifest.json); move it away" in capsys.readouterr().err
     assert [path.name for path in bench.target.iterdir()] == ["mine.gguf"]
+    bench.target.rename(bench.folder / "elsewhere")
+    bench.target.symlink_to(bench.folder / "elsewhere")
+    assert bench.run(offered) == 1
+    assert bench.target.is_symlink()
 
 
 def test_store_that_is_not_mounted(bench: Bench, offered: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -224,9 +226,7 @@ def test_bytes_are_on_the_disk_before_they_get_their_names(
         real_rename(path, to)
 
     monkeypatch.setattr(os, "rename", rename)
-    monkeypatch.setattr(
-        os, "fsync", lambda fd: steps.append(("sync", Path(f"/proc/self/fd/{fd}").readlink().name))
-    )
+    monkeypatch.setattr(os, "fsync", lambda fd: steps.append(("sync", Path(f"/proc/self/fd/{fd}").readlink().name)))
     assert bench.run(offered) == 0
     assert bench.holds(NEW)
     for name in NEW:
@@ -330,30 +330,27 @@ def test_verify(bench: Bench, offered: str, capsys: pytest.CaptureFixture[str]) 
     (bench.target / THIRD).unlink()
     assert fetch.main(["--verify", str(bench.target)]) == 1
     first, second, third = capsys.readouterr().out.splitlines()
-    assert first == (
-        f"{bench.target}/{FIRST}: has sha256 {sha256(flipped)}, its manifest says {sha256(NEW[FIRST])}"
-    )
+    assert first == (f"{bench.target}/{FIRST}: has sha256 {sha256(flipped)}, its manifest says {sha256(NEW[FIRST])}")
     assert second.startswith(f"{bench.target}/{SECOND}: has {len(NEW[SECOND]) + 4} bytes")
     assert third == f"{bench.target}/{THIRD}: No such file or directory"
 
 
 @pytest.mark.parametrize("text", [None, "{", "[]", '{"files": 1}', '{"model": "M", "files": []}'])
-def test_verify_without_a_manifest(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str | None
-) -> None:
+def test_verify_without_a_manifest(tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str | None) -> None:
     if text is not None:
         (tmp_path / "manifest.json").write_text(text)
     assert fetch.main(["--verify", str(tmp_path)]) == 2
     [line] = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"error: {tmp_path}: has no manifest") and line.endswith(
-        "name the folder of a model"
-    )
+    assert line.startswith(f"error: {tmp_path}: has no manifest") and line.endswith("name the folder of a model")
 
 
 def test_manifest_answers(bench: Bench, offered: str) -> None:
     assert bench.run(offered) == 0
     manifest = read_manifest(bench.target)
     assert Manifest.from_json(json.loads(json.dumps(manifest.to_json()))) == manifest
+    assert manifest.fits({name: len(data) for name, data in NEW.items()} | {"tensors.json": 1})
+    assert not manifest.fits({name: len(data) for name, data in NEW.items()} | {FIRST: 1})
+    assert not manifest.fits({FIRST: len(NEW[FIRST])})
     assert manifest.answers(offered, None, {})
     assert manifest.answers(offered, None, {FIRST: sha256(NEW[FIRST])})
     assert not manifest.answers(offered, None, {FIRST: "0" * 64})
@@ -366,7 +363,7 @@ def test_manifest_answers(bench: Bench, offered: str) -> None:
     ("text", "reason"),
     [
         ("", "Expecting value"),
-        ("[]", "is no JSON object"),
+        ("[]", "it is no object"),
         ('{"model": "M", "store": "/s"}', "missing 1 required positional argument: 'source'"),
         ('{"model": "M", "store": "/s", "source": "x", "conections": 1}', "'conections'"),
         (

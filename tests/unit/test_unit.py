@@ -18,10 +18,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jinja2 import UndefinedError
 
-from moehost import engine, settings
+from moehost import settings
+from moehost.hardware import Node
+from moehost.plan import make
 from moehost.unit import exec_line
 from roles.llama_server.operations import unit_text
 from roles.operations import render
+from tests.unit.full_size import as_set, qwen35_397b
+from tests.unit.machines import epyc_9175f
 
 GOLDEN = Path(__file__).parents[1] / "fixtures/units"
 
@@ -31,32 +35,19 @@ def service(**more: Any) -> settings.Service:
     return settings.read({"services": [{"name": "qwen", "model": model, **more}]}).services[0]
 
 
-def unit(dialect: str, offload: engine.Offload, **more: Any) -> str:
-    """The unit of a service whose model lives where the offload says."""
+def unit(dialect: str, node: Node, **more: Any) -> str:
+    """The unit of a service as it is planned for a machine."""
     wanted = service(**more)
     path = "/srv/models/Qwen3.5-397B-A17B-IQ4_NL/q-00001-of-00006.gguf"
-    arguments = engine.command_line(wanted, path, offload, dialect)
-    return unit_text(wanted, arguments, path, gpus=offload.gpu_layers is not None, generation="0123456789abcdef")
+    plan = make(wanted, path, HEADERS, node, dialect)
+    return unit_text(wanted, plan, path, generation="0123456789abcdef")
 
 
-CPU = engine.Offload(context=8192, parallel=1, batch=2048, ubatch=512, threads=16, threads_batch=32)
-GPUS = engine.Offload(
-    context=262144,
-    parallel=1,
-    batch=4096,
-    ubatch=4096,
-    threads=16,
-    threads_batch=16,
-    gpu_layers=99,
-    tensor_overrides=("blk[.](4|5)[.]ffn_(gate_up|gate|up|down)_exps=CPU",),
-    split_mode="layer",
-    tensor_split=(1, 1),
-    cuda_params="fusion=1",
-)
+HEADERS = as_set(qwen35_397b())
 UNITS = {
-    "cpu": unit("llama.cpp", CPU, ubatch=512),
-    "gpus": unit("ik", GPUS, context=262144, ubatch=4096, server_args=["--chat-template-file", "/srv/a b.jinja"]),
-    "open": unit("llama.cpp", CPU, host="0.0.0.0", port=9000, memory_max="700G", start_timeout_s=600),
+    "cpu": unit("llama.cpp", epyc_9175f(0), context=8192, ubatch=512),
+    "gpus": unit("ik", epyc_9175f(2), server_args=["--chat-template-file", "/srv/a b.jinja"]),
+    "open": unit("llama.cpp", epyc_9175f(0), host="0.0.0.0", port=9000, memory_max="700G", start_timeout_s=600),
 }
 
 
@@ -127,7 +118,7 @@ class TestEveryUnit:
     def test_the_command_line_is_the_engines(self, text: str) -> None:
         program, *words = shlex.split(values(text, "ExecStart")[0])
         assert program == "/opt/moehost/engine/current/bin/llama-server"
-        assert words[words.index("-m") + 1] == values(text, "ExecStartPre")[0].split()[-1]
+        assert words[words.index("-m") + 1] == values(text, "ExecStartPre")[0].split()[1]
 
     def test_no_directive_is_empty_that_should_not_be(self, text: str) -> None:
         assert [key for key, value in directives(text) if not value] == [
