@@ -352,6 +352,23 @@ def read_model(path: Path) -> GgufSet:
     return read_set([Path(name) for name in split_names(str(path))])
 
 
+def read_heads(found: GgufSet) -> list[bytes]:
+    """The bytes of each header of a model on this machine, up to where its data part begins.
+
+    Raises GgufError for a file that is gone or shorter than it was.
+    """
+    heads = []
+    for header in found.headers:
+        try:
+            with Path(header.name).open("rb") as stream:
+                heads.append(stream.read(header.data_offset))
+        except OSError as error:
+            raise GgufError(f"{header.name}: {error.strerror}; name an existing .gguf file") from error
+        if len(heads[-1]) < header.data_offset:
+            _fail(header.name, "changed while it was read", "try again")
+    return heads
+
+
 def main(arguments: Sequence[str]) -> int:
     """What a node runs: prints the headers of one model as a JSON list, else one line on stderr."""
     try:

@@ -102,15 +102,20 @@ def compute_bytes(model: Model, memory: Memory, ubatch: int, carried_bytes: int,
 
     Layers need a copy of the experts of one CPU-side layer (`carried_bytes`, for the chunks that go to the GPU), the
     FFN's inner and outer activations, two hidden states, and the F16 mask. Logits need one F32 row of the vocabulary
-    per token, and one hidden state, on a GPU three: its input and the copy of it come on top.
+    per token, and hidden states: one where a gated delta net shapes the graph, else two, and on a GPU two more, its
+    input and the copy of it.
 
     Compared with published buffers: Qwen3.6-35B with ubatch 4096 and context 150000, 3976 MiB of logits (equal) and
-    1982 MiB without them (+2.2 %); Qwen3.5-397B on the CPU at ubatch 2048, 1972 MiB (equal).
+    1982 MiB without them (+2.2 %). With those of ik_llama.cpp 8337e4cd on the CPU at ubatch 2048, all equal:
+    Qwen3.5-397B 1972 MiB, Qwen3-Next-80B 1203, Qwen3-235B 1251, MiniMax-M2 1611, Llama-3-70B 1130. Where layers
+    outweigh logits (a small vocabulary, a long context), the engine's allocator may leave gaps of up to one attention
+    width (heads times head size): 0 to 10 % were seen on the CPU, and no rule for them.
     """
     mask = memory.rows(0, ubatch)
     if any(layer.window for layer in model.layers):
         mask += memory.rows(1, ubatch)
-    logits = 4 * (model.vocabulary + (3 if on_gpu else 1) * model.hidden)
+    hidden_states = (1 if model.state_bytes else 2) + (2 if on_gpu else 0)
+    logits = 4 * (model.vocabulary + hidden_states * model.hidden)
     return max(carried_bytes + activation_bytes(model, ubatch) + 2 * ubatch * mask, ubatch * logits)
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from http.client import HTTPException
 from typing import Any, BinaryIO, cast
 from urllib.parse import urlsplit
@@ -24,11 +24,11 @@ Opener = Callable[..., Any]
 
 
 class _Ranges:
-    """A forward-only stream over one remote file, fetched in windows that double from 1 to 16 MiB."""
+    """A forward-only stream over one remote file, fetched in windows that double up to 16 MiB."""
 
-    def __init__(self, url: str, name: str, token: str | None, opener: Opener) -> None:
+    def __init__(self, url: str, name: str, token: str | None, opener: Opener, window_bytes: int) -> None:
         self._url, self._name, self._token, self._open = url, name, token, opener
-        self._window = FIRST_WINDOW_BYTES
+        self._window = window_bytes
         self._next, self._held = 0, b""
         self._whole: BinaryIO | None = None  # set when the server answers a range with the whole file
         self.size_bytes = 0
@@ -54,7 +54,7 @@ class _Ranges:
             raise GgufError(f"{self._name}: changed while it was read; try again")
         self.size_bytes = int(part["total"])
         self._next += len(self._held)
-        self._window = min(2 * self._window, LAST_WINDOW_BYTES)
+        self._window = max(self._window, min(2 * self._window, LAST_WINDOW_BYTES))
 
     def read(self, count: int) -> bytes:
         """Up to `count` bytes, none at the end; a window is used up before the next one is fetched."""
@@ -70,6 +70,18 @@ class _Ranges:
             self._whole.close()
 
 
+@contextmanager
+def _opened(url: str, name: str, token: str | None, opener: Opener, window_bytes: int) -> Iterator[_Ranges]:
+    """One file of the set that `url` names; every fault of the network is a GgufError."""
+    query = urlsplit(require_safe(url)).query
+    try:
+        with closing(_Ranges(f"{name}?{query}" if query else name, name, token, opener, window_bytes)) as stream:
+            yield stream
+    except (OSError, HTTPException) as error:
+        mend = _MENDS.get(getattr(error, "code", 0), "check its host, path and revision")
+        raise GgufError(f"{name}: cannot be fetched ({error}); {mend}") from error
+
+
 def read_url(url: str, token: str | None = None, opener: Opener = urlopen) -> GgufSet:
     """Reads the headers of one remote model, all shards of its set included, and none of its weights.
 
@@ -77,13 +89,25 @@ def read_url(url: str, token: str | None = None, opener: Opener = urlopen) -> Gg
     Raises ValueError for an address that is not safe, else GgufError for a refused request and every fault that
     `read_header` names.
     """
-    query = urlsplit(require_safe(url)).query
     headers: list[Header] = []
     for name in split_names(url.partition("?")[0]):
-        try:
-            with closing(_Ranges(f"{name}?{query}" if query else name, name, token, opener)) as stream:
-                headers.append(read_header(cast(BinaryIO, stream), stream.size_bytes, name))
-        except (OSError, HTTPException) as error:
-            mend = _MENDS.get(getattr(error, "code", 0), "check its host, path and revision")
-            raise GgufError(f"{name}: cannot be fetched ({error}); {mend}") from error
+        with _opened(url, name, token, opener, FIRST_WINDOW_BYTES) as stream:
+            headers.append(read_header(cast(BinaryIO, stream), stream.size_bytes, name))
     return join(headers)
+
+
+def read_heads(url: str, found: GgufSet, token: str | None = None, opener: Opener = urlopen) -> list[bytes]:
+    """The bytes of each header that `read_url` has read, up to where its data part begins: one request for each.
+
+    Raises ValueError and GgufError as `read_url` does, and for a file that is not as long as it was.
+    """
+    heads = []
+    for header in found.headers:
+        with _opened(url, header.name, token, opener, header.data_offset) as stream:
+            head = bytearray()
+            while (lacking := header.data_offset - len(head)) and (part := stream.read(lacking)):
+                head += part
+            if lacking or stream.size_bytes != header.file_size_bytes:
+                raise GgufError(f"{header.name}: changed since it was planned; try again")
+        heads.append(bytes(head))
+    return heads

@@ -78,7 +78,9 @@ def _string(text: str) -> bytes:
     return struct.pack("<Q", len(data)) + data
 
 
-def _value(value: Any) -> bytes:
+def _value(value: Any, key: str = "") -> bytes:
+    if key.startswith("split."):  # the engine takes these types and no other
+        return struct.pack("<Ii", 5, value) if key == "split.tensors.count" else struct.pack("<IH", 2, value)
     if isinstance(value, str):
         return struct.pack("<I", 8) + _string(value)
     if isinstance(value, bool):
@@ -95,7 +97,7 @@ def _value(value: Any) -> bytes:
 def encoded(metadata: dict[str, Any], table: Sequence[Tensor], version: int = 3) -> bytes:
     """The bytes of a header, padded to where the data part starts."""
     parts = [struct.pack("<4sIQQ", b"GGUF", version, len(table), len(metadata))]
-    parts += [_string(key) + _value(value) for key, value in metadata.items()]
+    parts += [_string(key) + _value(value, key) for key, value in metadata.items()]
     for t in table:
         layout = f"<I{len(t.shape)}QIQ"
         parts.append(_string(t.name) + struct.pack(layout, len(t.shape), *t.shape, t.type_id, t.offset))
@@ -187,7 +189,6 @@ def qwen35_397b(experts: str = "IQ4_NL", dense: str = "Q8_0", mtp: bool = False,
                 ("attn_qkv", (hidden, 12288), dense),
                 ("attn_gate", (hidden, 8192), dense),
                 ("ssm_conv1d", (4, 12288), "F32"),
-                ("ssm_a", (64,), "F32"),
                 ("ssm_alpha", (hidden, 64), dense),
                 ("ssm_beta", (hidden, 64), dense),
                 ("ssm_norm", (128,), "F32"),
@@ -206,7 +207,7 @@ def qwen35_397b(experts: str = "IQ4_NL", dense: str = "Q8_0", mtp: bool = False,
         ]
         rows += [(f"blk.{layer}.{part}.weight", shape, type_name) for part, shape, type_name in block]
         if not full:
-            rows.append((f"blk.{layer}.ssm_dt.bias", (64,), "F32"))
+            rows += [(f"blk.{layer}.{part}", (64,), "F32") for part in ("ssm_a", "ssm_dt.bias")]
         if layer == layers:
             rows += [
                 (f"blk.{layer}.nextn.eh_proj.weight", (2 * hidden, hidden), dense),
