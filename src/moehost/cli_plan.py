@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import click
 
-from moehost import calibration, download, gguf, remote, settings, show, source
+from moehost import calibration, download, dry_run, gguf, remote, settings, show, source
 from moehost import plan as planning
+from moehost import verify as verification
+from moehost.dry_run import Difference
 from moehost.hardware import HardwareError, Node, node_from_facts
 from moehost.model import Model
 from moehost.placement import DoesNotFit
 from moehost.settings import Service, SettingsError
 from moehost.speed import PUBLISHED, Constants
 from moehost.store import StoreError
-from moehost.terminal import DOES_NOT_FIT, pyinfra_json, stop
+from moehost.terminal import DOES_NOT_FIT, FAILED, pyinfra_json, stop
+from moehost.verify import VerifyError
 
 _model = click.option(
     "--model",
@@ -54,6 +59,10 @@ PLACEMENTS = ("auto", "cpu-moe", "tensor-split", "manual")
     "--calibration", "constants_file", type=click.Path(exists=True, dir_okay=False), help="From `calibrate`."
 )
 @click.option("--compare", help="Placements side by side, e.g. cpu-moe,auto.")
+@click.option(
+    "--verify", help="Let an engine try the plan without the weights: @HOST, or the path of a llama-server."
+)
+@click.option("--overcommit", is_flag=True, help="With --verify: the machine may have less memory than the model.")
 @click.option("--explain", is_flag=True, help="Say which bytes make up each number.")
 @click.option("--json", "as_json", is_flag=True, help="The plan for programs.")
 @_inventory
@@ -65,6 +74,8 @@ def plan(
     engine: Any,
     constants_file: str | None,
     compare: str | None,
+    verify: str | None,
+    overcommit: bool,
     explain: bool,
     as_json: bool,
     inventory: str,
@@ -82,9 +93,11 @@ def plan(
         moehost plan --model /srv/models/qwen/Q-00001-of-00006.gguf --node node.json
         moehost plan --model hf://OWNER/REPO/PATH@COMMIT --node @epyc.home.arpa --context 131072 --json
         moehost plan --model Q.gguf --node node.json --compare cpu-moe,auto
+        moehost plan --model hf://OWNER/REPO/PATH@COMMIT --node @epyc.home.arpa --verify @epyc.home.arpa
     """
+    differences: list[Difference] = []
     try:
-        found = read_headers(model, hf_endpoint, hf_token_file)
+        found, read_heads = read_headers(model, hf_endpoint, hf_token_file)
         machine = read_node(node, inventory)
         constants = _constants(constants_file)
         names = [each.strip() for each in compare.split(",")] if compare else [wishes["placement"]]
@@ -95,19 +108,32 @@ def plan(
             service = _service(**{**wishes, "placement": name})
             path = model if Path(model).exists() else found.headers[0].name
             plans[name] = planning.make(service, path, found, machine, engine, constants)
+        if verify:
+            asked = _host(verify) if verify.startswith("@") else str(Path(verify).resolve())
+            made = plans[names[0]]
+            buffers = verification.ask(made, found, read_heads(), asked, inventory, overcommit)
+            differences = dry_run.compare(made.placement.rows, buffers)
     except DoesNotFit as lack:
         stop(str(lack), code=DOES_NOT_FIT)
+    except VerifyError as reason:
+        stop(str(reason), code=FAILED)
     except SettingsError as error:
         stop(*(re.sub(r"^services\[0\]\.?", "--", line).replace("_", "-", 1) for line in error.lines))
     except (ValueError, OSError, StoreError) as error:
         stop(str(error))
     if as_json:
         data = {name: each.to_json(engine) for name, each in plans.items()}
+        if verify:
+            data[names[0]]["verification"] = [asdict(each) for each in differences]
         click.echo(json.dumps(data if compare else data[names[0]], indent=2))
     elif compare:
         show.comparison(plans)
     else:
         show.plan(plans[names[0]], explain)
+    if verify and not as_json:
+        show.verification(differences)
+    if not all(each.is_within for each in differences):
+        stop("the ledger and the engine disagree; the engine's sizes count", code=FAILED)
 
 
 def _service(workload: str, gpu_experts: tuple[str, ...], rules: tuple[str, ...], **wishes: Any) -> Service:
@@ -121,20 +147,25 @@ def _service(workload: str, gpu_experts: tuple[str, ...], rules: tuple[str, ...]
     return settings.read({"services": [{"name": "planned", "model": model, **wishes}]}).services[0]
 
 
-def read_headers(model: str, endpoint: str, token_file: str | None) -> gguf.GgufSet:
-    """The headers of a model, wherever it is; raises ValueError, OSError or StoreError with one line."""
-    if "://" not in model:
-        return gguf.read_model(Path(model))
-    where = source.parse(model)
+def read_headers(model: str, endpoint: str, token_file: str | None) -> tuple[gguf.GgufSet, Callable[[], list[bytes]]]:
+    """The headers of a model, wherever it is, and a function that reads their bytes.
+
+    Raises ValueError, OSError or StoreError with one line.
+    """
+    where = source.parse(model) if "://" in model else None
+    if where is None or isinstance(where, source.FileSource):
+        found = gguf.read_model(Path(where.folder, where.names[0]) if where else Path(model))
+        return found, lambda: gguf.read_heads(found)
     token = Path(token_file).read_text().strip() if token_file else None
     if isinstance(where, source.HubSource):
-        names = where.names or [
-            f.name for f in source.hub_files(where, download.tree(where.tree_url(endpoint), token))
-        ]
-        return remote.read_url(where.resolve_url(endpoint, names[0]), token)
-    if isinstance(where, source.HttpSource):
-        return remote.read_url(where.url(where.names[0]))
-    return gguf.read_model(Path(where.folder, where.names[0]))
+        names = where.names or tuple(
+            file.name for file in source.hub_files(where, download.tree(where.tree_url(endpoint), token))
+        )
+        url = where.resolve_url(endpoint, names[0])
+    else:
+        url, token = where.url(where.names[0]), None
+    found = remote.read_url(url, token)
+    return found, lambda: remote.read_heads(url, found, token)
 
 
 def read_node(node: str, inventory: str) -> Node:
@@ -144,13 +175,17 @@ def read_node(node: str, inventory: str) -> Node:
             return Node.from_json(json.loads(Path(node).read_text()))
         except json.JSONDecodeError as error:
             raise HardwareError(f"{node}: is no JSON ({error}); see docs/planning.md for an example") from None
-    # A connector's name begins with an at sign, too: @podman/NAME stays, @HOST is HOST.
-    host = node if "/" in node or node == "@local" else node[1:]
+    host = _host(node)
     facts, talk = pyinfra_json(inventory, "--limit", host, "fact", "roles.facts.Machine")
     texts = (facts or {}).get("roles.facts.Machine", {}).get(host)
     if not texts:
         raise HardwareError(f"{node}: can't be asked: {talk[-1].removeprefix('--> ') if talk else 'no answer'}")
     return node_from_facts(**texts)
+
+
+def _host(text: str) -> str:
+    """The host that @HOST means; a connector's name begins with an at sign, too, and stays as it is."""
+    return text if "/" in text or text == "@local" else text[1:]
 
 
 def _constants(path: str | None) -> Constants:
@@ -179,7 +214,7 @@ def calibrate(
         [{"experts": {"CPU": [0, 1]}, "ubatch": 2048, "decode_tok_s": 22.5, "prompt_tok_s": {"4699": 314}}, ...]
     """
     try:
-        machine, found = read_node(node, inventory), read_headers(model, hf_endpoint, hf_token_file)
+        machine, (found, _) = read_node(node, inventory), read_headers(model, hf_endpoint, hf_token_file)
         points = calibration.read_points(json.loads(file.read_text()), Model.from_gguf(found), machine, engine)
         click.echo(json.dumps(calibration.to_json(calibration.calibrate(machine, points)), indent=2))
     except json.JSONDecodeError as error:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from moehost.dry_run import Difference
 from moehost.ledger import Row
 from moehost.plan import Plan
 
@@ -81,6 +82,19 @@ def comparison(plans: Mapping[str, Plan]) -> None:
     for index, row in enumerate(made[0].rows):
         table.add_row(f"{row.device}: layers of experts", *(str(len(p.experts.get(row.device, ()))) for p in made))
         table.add_row(f"{row.device}: free, GiB", *(f"{p.rows[index].free_mib / GIB_MIB:.1f}" for p in made))
+    Console(highlight=False).print(table)
+
+
+def verification(differences: Sequence[Difference]) -> None:
+    """Print the ledger beside what an engine has allocated."""
+    table = Table(title="the ledger beside the engine's own buffers, MiB")
+    for heading in ("device", "what", "ledger", "engine", "per cent", ""):
+        table.add_column(heading, justify="left" if heading in ("device", "what", "") else "right")
+    for each in differences:
+        engine = "not said" if each.engine_mib is None else f"{each.engine_mib:.1f}"
+        error = "" if each.per_cent is None else f"{each.per_cent:+.2f}"
+        verdict = "fits" if each.is_within else "differs"
+        table.add_row(each.device, each.what, f"{each.ledger_mib:.1f}", engine, error, verdict)
     Console(highlight=False).print(table)
 
 
