@@ -1,30 +1,15 @@
-"""`moehost ...`: the only room that prints. Data goes to stdout, talk to stderr."""
+"""`moehost ...`: these modules (`cli`, `cli_plan`, `show`, `terminal`) are the only ones that print."""
 
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import click
 
-from moehost import reference, sandbox, settings
-
-BAD_INPUT = 2
-
-
-def say(text: str) -> None:
-    """Talk, as against data."""
-    click.echo(f"moehost: {text}", err=True)
-
-
-def stop(*lines: str, code: int = BAD_INPUT) -> NoReturn:
-    """End with a line for each mistake and no traceback."""
-    for line in lines:
-        say(line)
-    sys.exit(code)
+from moehost import cli_plan, reference, sandbox, settings
+from moehost.terminal import FAILED, pyinfra_json, say, stop
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -38,6 +23,10 @@ def main() -> None:
         pyinfra inventory deploy.py          plan, ask, apply
         pyinfra inventory deploy.py --dry    plan only
     """
+
+
+main.add_command(cli_plan.plan)
+main.add_command(cli_plan.calibrate)
 
 
 @main.command("check-inventory")
@@ -82,16 +71,14 @@ def _hosts(inventory: str) -> list[dict[str, Any]]:
     path = Path(inventory, "hosts.py") if Path(inventory).is_dir() else Path(inventory)
     if not path.is_file():
         stop(f"{path}: there is no such file")
-    pyinfra = str(Path(sys.executable).with_name("pyinfra"))
-    run = subprocess.run([pyinfra, str(path), "debug-inventory", "--json"], capture_output=True, text=True)
-    if run.returncode != 0:
+    hosts, talk = pyinfra_json(str(path), "debug-inventory")
+    if hosts is None:
         # A traceback ends with its reason; what pyinfra adds of its own begins with an arrow.
-        reason = [line.strip() for line in run.stderr.splitlines() if line.strip() and not line.startswith("-->")]
+        reason = [line for line in talk if not line.startswith("-->")]
         stop(f"{path}: pyinfra can't read it: {reason[-1] if reason else 'no reason given'}")
-    hosts: list[dict[str, Any]] = json.loads(run.stdout)
     if not hosts:
         stop(f"{path}: names no host")
-    return hosts
+    return list(hosts)
 
 
 @main.command("tiny-model")
@@ -194,7 +181,7 @@ def ask(question: str, service: str, tokens: int, name: str) -> None:
     url = f"http://127.0.0.1:{port}/v1/chat/completions"
     answer = json.loads(sandbox.execute(name, "curl", "--silent", "--show-error", "--config", "-", url, stdin=config))
     if "error" in answer:
-        stop(f"{service} answers: {answer['error'].get('message', answer['error'])}", code=1)
+        stop(f"{service} answers: {answer['error'].get('message', answer['error'])}", code=FAILED)
     click.echo(answer["choices"][0]["message"]["content"].strip())
     timings = answer["timings"]
     say(
@@ -222,4 +209,4 @@ def run() -> None:
     try:
         main()
     except sandbox.SandboxError as error:
-        stop(str(error), code=1)
+        stop(str(error), code=FAILED)
