@@ -91,10 +91,11 @@ def run(job: Job) -> Result:
         tempfile.TemporaryDirectory(prefix="moehost-rehearse-", dir=job.folder) as name,
         overcommitting() if job.overcommit else nullcontext(),
     ):
+        folder = Path(name).resolve()  # Python before 3.12 leaves it relative, and the engine stands elsewhere
         model = job.argv[job.argv.index("-m") + 1]
         if job.headers is not None:
-            model = str(write_sparse(Path(name), job.shards, Path(job.headers)))
-        return _start(job, arguments(job.argv, model), Path(name))
+            model = str(write_sparse(folder, job.shards, Path(job.headers)))
+        return _start(job, arguments(job.argv, model), folder)
 
 
 def require_dry_run(engine: str) -> None:

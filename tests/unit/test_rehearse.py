@@ -179,6 +179,14 @@ class TestRehearsal:
         assert bench.seen["nice"] >= 10
         assert Path(bench.seen["cwd"]).parent == bench.work
 
+    def test_files_may_be_named_from_where_it_stands(self, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+        bench.stub(READY)
+        (path,) = bench.model(SMALL)
+        bench.job = replace(bench.job, headers="headers.bin", folder=".")
+        monkeypatch.chdir(bench.folder)
+        assert bench.run()[0] == 0
+        assert bench.seen["files"] == {"m.gguf": path.stat().st_size}
+
     def test_the_sign_may_come_in_two_pieces(self, bench: Bench) -> None:
         pieces = (
             "for piece in ('HTTP server', ' listening'): sys.stdout.write(piece); sys.stdout.flush(); time.sleep(.3)"
