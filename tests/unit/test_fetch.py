@@ -398,7 +398,7 @@ def test_killed_at_random_moments(bench: Bench, host: FileHost) -> None:
     chance = random.Random(seed)
     host.rate_bytes_s = 12e6
     kills, done = 0, set[str]()
-    for until_kill_s in [chance.uniform(0.1, 1.5) for _ in range(5)] + [None]:
+    for until_kill_s in [chance.uniform(0.1, 1.5) for _ in range(4)] + [None]:
         asked = len(host.requests)
         with bench.start(f"{host.url}/m/{SECOND}", sha256=SHA256) as run:
             try:
