@@ -96,9 +96,7 @@ def _answer(url: str, headers: dict[str, str], token: str | None) -> Answer:
         return error
     except (OSError, HTTPException) as error:
         reason = getattr(error, "reason", None) or error
-        raise Unreachable(
-            f"{_origin(url)}: gives no answer ({reason}); check the network and the address"
-        ) from None
+        raise Unreachable(f"{_origin(url)}: gives no answer ({reason}); check the network and the address") from None
 
 
 def _origin(url: str) -> str:

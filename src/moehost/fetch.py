@@ -70,18 +70,14 @@ def plan(job: Job, token: str | None) -> list[Order]:
     pinned = sources.pin(found, job.sha256)
     unknown = [file.name for file in pinned if file.sha256 is None]
     if unknown and isinstance(job.where, HubSource):
-        raise StoreError(
-            f"{job.source}: the hub states no sha256 of {unknown[0]}; add it to the job's sha256"
-        )
+        raise StoreError(f"{job.source}: the hub states no sha256 of {unknown[0]}; add it to the job's sha256")
     return [Order(file, origin) for file, origin in zip(pinned, origins, strict=True)]
 
 
 def run(job: Job) -> None:
     """Makes a model stand in the store; after StoreError, ValueError or OSError the old one still stands."""
     shelf = Shelf(Path(job.store), job.model)
-    with shelf.locked(
-        on_wait=lambda: _say(f"{job.model}: waiting for another run that is at work on it")
-    ) as lock:
+    with shelf.locked(on_wait=lambda: _say(f"{job.model}: waiting for another run that is at work on it")) as lock:
         progress = Progress(shelf.progress)
         try:
             progress.show("download", 0)
@@ -170,9 +166,7 @@ def _bring(
             break
         files.discard(part)
         if not resumed:
-            raise StoreError(
-                f"{order.origin}: its sha256 is {found}, not {file.sha256}; correct one of the two"
-            )
+            raise StoreError(f"{order.origin}: its sha256 is {found}, not {file.sha256}; correct one of the two")
         # A power cut can cost bytes that counted as there: only an uninterrupted try condemns the source.
         resumed = False
     shelf.accept(file)
@@ -244,9 +238,7 @@ def _verify(folder: Path) -> int:
             bad = 1
         return bad
     except (OSError, ValueError) as error:
-        return _fail(
-            f"{folder}: has no manifest that can be read ({_line(error)}); name the folder of a model", 2
-        )
+        return _fail(f"{folder}: has no manifest that can be read ({_line(error)}); name the folder of a model", 2)
 
 
 if __name__ == "__main__":

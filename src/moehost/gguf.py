@@ -66,9 +66,7 @@ class GgufError(ValueError):
 
 
 def _fail(name: str, what: str, mend: str = "download it again and compare its sha256") -> NoReturn:
-    raise GgufError(
-        " ".join(f"{name}: {what}; {mend}".split())[:400]
-    )  # a file's own text must not break the line
+    raise GgufError(" ".join(f"{name}: {what}; {mend}".split())[:400])  # a file's own text must not break the line
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,19 +257,18 @@ def _tensor(cursor: _Cursor, name: str) -> Tensor:
 
 def _measured(tensors: Sequence[Tensor], data_bytes: int, alignment: int, name: str) -> tuple[Tensor, ...]:
     """The same tensors with all sizes known and proven to lie apart from each other and inside the file."""
-    order = sorted(range(len(tensors)), key=lambda index: tensors[index].offset)
     measured = list(tensors)
-    for index, following in zip(order, [*order[1:], None], strict=True):
+    end, fault = data_bytes, "reaches beyond the file's end"
+    for index in sorted(range(len(tensors)), key=lambda index: tensors[index].offset, reverse=True):
         tensor = tensors[index]
-        end = data_bytes if following is None else tensors[following].offset
         room = end - tensor.offset
         if tensor.offset % alignment:
             _fail(name, f"puts tensor {tensor.name[:60]!r} off the alignment of {alignment} bytes")
         if room < tensor.size_bytes or room <= 0:
-            cause = "reaches beyond the file's end" if following is None else "overlaps the next one"
-            _fail(name, f"has a tensor {tensor.name[:60]!r} that {cause}")
+            _fail(name, f"has a tensor {tensor.name[:60]!r} that {fault}")
         if tensor.size_bytes == 0:
             measured[index] = replace(tensor, size_bytes=room)
+        end, fault = tensor.offset, "overlaps the next one"
     return tuple(measured)
 
 
@@ -337,15 +334,11 @@ def join(headers: Sequence[Header]) -> GgufSet:
     for number, header in enumerate(headers):
         claim = header.metadata.get("split.no", 0), header.metadata.get("split.count", 1) or 1
         if claim != (number, count):
-            _fail(
-                header.name, f"does not hold shard {number + 1} of {count}", "a file was renamed or mixed up"
-            )
+            _fail(header.name, f"does not hold shard {number + 1} of {count}", "a file was renamed or mixed up")
     found = GgufSet(tuple(headers))
     total = metadata.get("split.tensors.count", len(found.tensors))
     if total != len(found.tensors) or len({tensor.name for tensor in found.tensors}) != total:
-        _fail(
-            name, f"should come with {total} tensors, its set has {len(found.tensors)}", "shards are mixed up"
-        )
+        _fail(name, f"should come with {total} tensors, its set has {len(found.tensors)}", "shards are mixed up")
     return found
 
 
@@ -357,6 +350,23 @@ def read_set(paths: Sequence[Path]) -> GgufSet:
 def read_model(path: Path) -> GgufSet:
     """Reads one model from any of its files, finding the other shards beside it by their names."""
     return read_set([Path(name) for name in split_names(str(path))])
+
+
+def read_heads(found: GgufSet) -> list[bytes]:
+    """The bytes of each header of a model on this machine, up to where its data part begins.
+
+    Raises GgufError for a file that is gone or shorter than it was.
+    """
+    heads = []
+    for header in found.headers:
+        try:
+            with Path(header.name).open("rb") as stream:
+                heads.append(stream.read(header.data_offset))
+        except OSError as error:
+            raise GgufError(f"{header.name}: {error.strerror}; name an existing .gguf file") from error
+        if len(heads[-1]) < header.data_offset:
+            _fail(header.name, "changed while it was read", "try again")
+    return heads
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -55,16 +55,12 @@ class Job:
             raise ValueError(f"is no job: {reason}; see --help for an example") from None
         for key, kind in get_type_hints(cls).items():
             if not isinstance(getattr(job, key), dict if key == "sha256" else kind):
-                raise ValueError(
-                    f"{key}: {getattr(job, key)!r} is of the wrong type; see --help for an example"
-                )
+                raise ValueError(f"{key}: {getattr(job, key)!r} is of the wrong type; see --help for an example")
         sources.model_name(job.model)
         sources.require_safe(job.endpoint)
         sources.check_sha256(job.where, job.sha256)
         if isinstance(job.where, FileSource) and not job.where.folder.startswith("/"):
-            raise ValueError(
-                f"source {job.source!r}: is relative; upload the file and give its path on this machine"
-            )
+            raise ValueError(f"source {job.source!r}: is relative; upload the file and give its path on this machine")
         if job.uploaded and not isinstance(job.where, FileSource):
             raise ValueError(f"source {job.source!r}: is no upload; remove 'uploaded'")
         if not 1 <= job.connections <= 16:

@@ -106,9 +106,7 @@ def _http(source: str) -> HttpSource:
     parts = urlsplit(source)
     if parts.query or parts.fragment:
         # A signed address expires, and the manifest would keep its signature.
-        raise ValueError(
-            f"source {source.partition('?')[0]!r}: has a query or fragment; write the plain address"
-        )
+        raise ValueError(f"source {source.partition('?')[0]!r}: has a query or fragment; write the plain address")
     base, _, name = source.rpartition("/")
     return HttpSource(base, _set_names(source, unquote(name)))
 
@@ -119,14 +117,10 @@ def _hub(source: str, rest: str, revision: str | None) -> HubSource:
         path, tail = rest, revision or ""
     commit = tail.lower()
     if revision is not None and revision.lower() != commit:
-        raise ValueError(
-            f"source {source!r}: disagrees with revision {revision!r}; give the commit in one place"
-        )
+        raise ValueError(f"source {source!r}: disagrees with revision {revision!r}; give the commit in one place")
     if not _COMMIT.fullmatch(commit):
         found = f"revision {tail!r} is no full commit hash" if tail else "has no revision"
-        raise ValueError(
-            f"source {source!r}: {found}; pin the commit's 40 hex digits, as branches and tags can move"
-        )
+        raise ValueError(f"source {source!r}: {found}; pin the commit's 40 hex digits, as branches and tags can move")
     pieces = path.rstrip("/").split("/")
     for piece in pieces:
         if not re.fullmatch(r"[\w.+ ()-]+", piece) or piece in (".", ".."):
@@ -142,17 +136,13 @@ def _hub(source: str, rest: str, revision: str | None) -> HubSource:
 
 def _set_names(source: str, name: str) -> tuple[str, ...]:
     if not name.endswith(".gguf"):
-        raise ValueError(
-            f"source {source!r}: does not end in the name of a .gguf file; name one, any shard will do"
-        )
+        raise ValueError(f"source {source!r}: does not end in the name of a .gguf file; name one, any shard will do")
     return tuple(gguf.split_names(_plain(source, name)))
 
 
 def _plain(where: str, name: str) -> str:
     if not _NAME.fullmatch(name):
-        raise ValueError(
-            f"{where}: file name {name!r} has more than letters, digits and ._+-; rename the file"
-        )
+        raise ValueError(f"{where}: file name {name!r} has more than letters, digits and ._+-; rename the file")
     return name
 
 
@@ -176,9 +166,7 @@ def require_safe(url: str) -> str:
     if parts.username is not None or parts.password is not None:
         raise ValueError(f"address of {host}: holds a user or password, which would be shown; remove it")
     if parts.scheme != "https" and not (parts.scheme == "http" and _is_loopback(host)):
-        raise ValueError(
-            f"address {shown!r}: is not encrypted; write https:// (http:// is for loopback only)"
-        )
+        raise ValueError(f"address {shown!r}: is not encrypted; write https:// (http:// is for loopback only)")
     return url
 
 
@@ -196,9 +184,7 @@ def check_sha256(source: Source, sha256: Mapping[str, str]) -> None:
     """
     for name, value in sha256.items():
         if not _SHA256.fullmatch(str(value)):
-            raise ValueError(
-                f"sha256 of {name!r}: {value!r} is not 64 lower-case hex digits; copy it from sha256sum"
-            )
+            raise ValueError(f"sha256 of {name!r}: {value!r} is not 64 lower-case hex digits; copy it from sha256sum")
     if source.names:
         _refuse_strangers(source.names, sha256)
     missing = [name for name in source.names if name not in sha256]
@@ -212,9 +198,7 @@ def check_sha256(source: Source, sha256: Mapping[str, str]) -> None:
 def _refuse_strangers(names: Sequence[str], sha256: Mapping[str, str]) -> None:
     strangers = sorted(sha256.keys() - set(names))
     if strangers:
-        raise ValueError(
-            f"sha256 of {strangers[0]!r}: the model has no such file; it has {names[0]}{_others(names)}"
-        )
+        raise ValueError(f"sha256 of {strangers[0]!r}: the model has no such file; it has {names[0]}{_others(names)}")
 
 
 def _others(names: Sequence[str]) -> str:
@@ -251,16 +235,12 @@ def hub_files(source: HubSource, entries: Iterable[Any]) -> tuple[ModelFile, ...
                     raise ValueError(f"{sha256!r} is no sha256")
                 listed[name] = ModelFile(name, int(lfs.get("size", entry["size"])), sha256)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"{where}: the hub's list of files is not understood ({error!r}); is it a hub?"
-        ) from None
+        raise ValueError(f"{where}: the hub's list of files is not understood ({error!r}); is it a hub?") from None
     names = source.names
     if not names:
         models = sorted({gguf.split_names(_plain(where, name))[0] for name in listed})
         if len(models) != 1:
-            found = (
-                f"holds {len(models)} models ({', '.join(models[:5])})" if models else "holds no .gguf file"
-            )
+            found = f"holds {len(models)} models ({', '.join(models[:5])})" if models else "holds no .gguf file"
             raise ValueError(f"{where}: the folder {found}; name one file in the source")
         names = tuple(gguf.split_names(models[0]))
     missing = [name for name in names if name not in listed]

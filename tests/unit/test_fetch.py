@@ -187,9 +187,7 @@ def test_token_is_not_taken_along_when_the_list_redirects(bench: Bench, hub: Hub
         assert other.requests and TOKEN not in repr(other.requests)
 
 
-def test_list_that_continues_elsewhere_is_refused(
-    bench: Bench, hub: Hub, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_list_that_continues_elsewhere_is_refused(bench: Bench, hub: Hub, capsys: pytest.CaptureFixture[str]) -> None:
     with FileHost({}) as other:
         hub.page_entries, hub.next_page_on = 1, other.url
         assert bench.run(**hub_job(bench, hub)) == 1
@@ -210,9 +208,7 @@ def test_hub_that_sends_files_itself(
     assert TOKEN not in spied_aria2.read_text()
 
 
-def test_signed_address_that_expires_is_resolved_anew(
-    bench: Bench, hub: Hub, without_pauses: list[float]
-) -> None:
+def test_signed_address_that_expires_is_resolved_anew(bench: Bench, hub: Hub, without_pauses: list[float]) -> None:
     hub.storage.break_off = [3_000_000]
     assert bench.run(**hub_job(bench, hub)) == 0
     assert bench.holds(MODEL)
@@ -275,9 +271,7 @@ def test_wrong_bytes_are_refused_after_one_try(
     assert bench.run(f"{host.url}/m/{FIRST}", sha256=wrong) == 1
     assert f"{SECOND}: its sha256 is {SHA256[SECOND]}, not 000" in last_line(capsys)
     assert not Shelf(bench.store, "M").files.joinpath(f"{SECOND}.part").exists()
-    assert not [request for request in host.requests if request.path.endswith(THIRD)][
-        1:
-    ]  # but for its length
+    assert not [request for request in host.requests if request.path.endswith(THIRD)][1:]  # but for its length
     assert bench.holds(OLD)
 
 

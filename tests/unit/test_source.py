@@ -120,9 +120,7 @@ def test_addresses() -> None:
     assert web.url(TWO[1]) == f"https://host.example/x/{TWO[1]}"
 
 
-@pytest.mark.parametrize(
-    "url", ["file:///etc/passwd", "https://host/a b", "https://host/\tx", "http://host/", ""]
-)
+@pytest.mark.parametrize("url", ["file:///etc/passwd", "https://host/a b", "https://host/\tx", "http://host/", ""])
 def test_unsafe_addresses(url: str) -> None:
     with pytest.raises(ValueError, match="address"):
         require_safe(url)
@@ -145,9 +143,7 @@ def test_other_sources_may_have_checksums() -> None:
         check_sha256(source, {"n.gguf": SHA256})
     with pytest.raises(ValueError, match="not 64 lower-case hex digits"):
         check_sha256(source, {"m.gguf": "abc"})
-    check_sha256(
-        parse(f"hf://own/repo/folder@{COMMIT}"), {"whatever.gguf": SHA256}
-    )  # its names are not known yet
+    check_sha256(parse(f"hf://own/repo/folder@{COMMIT}"), {"whatever.gguf": SHA256})  # its names are not known yet
 
 
 def test_pinning() -> None:

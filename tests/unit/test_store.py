@@ -75,9 +75,7 @@ def test_local_model_is_linked(bench: Bench, offered: str) -> None:
     assert sorted(path.name for path in bench.staging.iterdir()) == ["progress.json"]
 
 
-def test_local_model_on_another_disk_is_copied(
-    bench: Bench, offered: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_local_model_on_another_disk_is_copied(bench: Bench, offered: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "link", refuse_link)
     assert bench.run(offered) == 0
     assert bench.holds(NEW)
@@ -228,9 +226,7 @@ def test_bytes_are_on_the_disk_before_they_get_their_names(
         real_rename(path, to)
 
     monkeypatch.setattr(os, "rename", rename)
-    monkeypatch.setattr(
-        os, "fsync", lambda fd: steps.append(("sync", Path(f"/proc/self/fd/{fd}").readlink().name))
-    )
+    monkeypatch.setattr(os, "fsync", lambda fd: steps.append(("sync", Path(f"/proc/self/fd/{fd}").readlink().name)))
     assert bench.run(offered) == 0
     assert bench.holds(NEW)
     for name in NEW:
@@ -334,24 +330,18 @@ def test_verify(bench: Bench, offered: str, capsys: pytest.CaptureFixture[str]) 
     (bench.target / THIRD).unlink()
     assert fetch.main(["--verify", str(bench.target)]) == 1
     first, second, third = capsys.readouterr().out.splitlines()
-    assert first == (
-        f"{bench.target}/{FIRST}: has sha256 {sha256(flipped)}, its manifest says {sha256(NEW[FIRST])}"
-    )
+    assert first == (f"{bench.target}/{FIRST}: has sha256 {sha256(flipped)}, its manifest says {sha256(NEW[FIRST])}")
     assert second.startswith(f"{bench.target}/{SECOND}: has {len(NEW[SECOND]) + 4} bytes")
     assert third == f"{bench.target}/{THIRD}: No such file or directory"
 
 
 @pytest.mark.parametrize("text", [None, "{", "[]", '{"files": 1}', '{"model": "M", "files": []}'])
-def test_verify_without_a_manifest(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str | None
-) -> None:
+def test_verify_without_a_manifest(tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str | None) -> None:
     if text is not None:
         (tmp_path / "manifest.json").write_text(text)
     assert fetch.main(["--verify", str(tmp_path)]) == 2
     [line] = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"error: {tmp_path}: has no manifest") and line.endswith(
-        "name the folder of a model"
-    )
+    assert line.startswith(f"error: {tmp_path}: has no manifest") and line.endswith("name the folder of a model")
 
 
 def test_manifest_answers(bench: Bench, offered: str) -> None:

@@ -1,0 +1,69 @@
+# moehost: `make demo` shows it, `make test` proves it, `make` lists the rest.
+.DEFAULT_GOAL := help
+.PHONY: help setup host-packages demo test test-quick test-molecule test-interrupted lint format lock clean
+SHELL := /bin/sh
+
+PYTHON ?= python3
+VENV := .venv
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+host-packages: ## Install what this computer needs (names it and asks once)
+	@PYTHON=$(PYTHON) scripts/host-packages
+
+setup: host-packages $(VENV)/.installed ## Host packages and the Python environment
+
+$(VENV)/.installed: requirements.lock pyproject.toml
+	@echo "== Python environment in $(VENV) (about a minute, once)"
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install --quiet --require-hashes --requirement requirements.lock
+	$(VENV)/bin/pip install --quiet --no-build-isolation --no-deps --editable .
+	@touch $@
+
+demo: setup ## Start the sandbox, provision it, ask its model something
+	@echo "== A fresh Debian 13 node in a container"
+	moehost sandbox up
+	@echo "== A tiny model of random weights, with the tensor layout of Qwen3.5-MoE"
+	moehost tiny-model
+	@echo "== Provision the node: this is the command for real machines, too"
+	pyinfra inventory deploy.py -y
+	@echo "== Ask the model (random weights: it answers gibberish)"
+	moehost sandbox ask "What is a mixture of experts?"
+	@scripts/next-steps
+
+test: lint test-quick test-molecule test-interrupted ## Everything
+	@echo "== all tests passed"
+
+test-quick: setup ## Unit tests, fact and operation cases, smoke of the whole deploy: no container
+	pytest
+
+test-molecule: setup ## A container node: converge, idempotence, testinfra, refusals
+	moehost tiny-model
+	molecule test
+
+test-interrupted: setup ## Kill the deploy ten times at random moments; each next run must converge
+	moehost tiny-model
+	pytest tests/interrupted --capture=no
+
+lint: setup ## ruff, mypy --strict, shellcheck
+	ruff check .
+	ruff format --check .
+	mypy
+	shellcheck scripts/* templates/llama_server/preflight.j2 templates/llama_server/wait-ready.j2 \
+		templates/llama_server/warm-up.j2
+
+format: setup ## Let ruff arrange the code
+	ruff check --fix-only --quiet .
+	ruff format .
+
+lock: setup ## Resolve the dependencies anew into requirements.lock (no index address in it)
+	$(VENV)/bin/pip install --quiet uv
+	uv pip compile --universal --python-version 3.11 --extra dev --generate-hashes --no-annotate --no-header \
+		--quiet --upgrade pyproject.toml --output-file requirements.lock
+
+clean: ## Remove sandboxes, their images, the Python environment and all state
+	@if [ -x $(VENV)/bin/moehost ] && command -v podman >/dev/null; then moehost sandbox down --all; fi
+	rm -rf $(VENV) .sandbox .pytest_cache .mypy_cache .ruff_cache .hypothesis

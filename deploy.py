@@ -1,0 +1,13 @@
+"""The life of a node: from a bare machine to a server that answers."""
+
+from roles.base import base
+from roles.ik_llama import ik_llama
+from roles.llama_server import llama_server
+from roles.models import models
+from roles.node import this_node
+
+if node := this_node():
+    base(node)
+    ik_llama(node)
+    models(node)
+    llama_server(node)

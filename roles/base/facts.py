@@ -1,0 +1,22 @@
+"""What a node has of moehost's account and directories."""
+
+from pyinfra.api import FactBase, QuoteString, StringCommand
+
+
+class Directories(FactBase[dict[str, str]]):
+    """`owner:group mode` of each of the directories that is there, and of `account` if the account is.
+
+    + paths: paths of directories
+    """
+
+    default = dict
+
+    def command(self, paths: list[str]) -> StringCommand:
+        return StringCommand(
+            "getent passwd moehost >/dev/null && echo present account;",
+            "stat -c '%U:%G %a %n'", *(QuoteString(path) for path in paths), "2>/dev/null || true",
+        )  # fmt: skip
+
+    def process(self, output: list[str]) -> dict[str, str]:
+        pairs = (line.rsplit(" ", 1) for line in output)
+        return {path: state for state, path in pairs}

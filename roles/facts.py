@@ -1,0 +1,97 @@
+"""What several roles ask a node."""
+
+from pyinfra.api import FactBase, QuoteString, StringCommand
+
+from moehost.hardware import NVIDIA_SMI_QUERY
+
+
+class DpkgAudit(FactBase[list[str]]):
+    """What dpkg left half done: the lines of `dpkg --audit`, none on a healthy node."""
+
+    default = list
+
+    def command(self) -> str:
+        return "! command -v dpkg >/dev/null || dpkg --audit"
+
+    def process(self, output: list[str]) -> list[str]:
+        return [line for line in output if line.strip()]
+
+
+class MissingPackages(FactBase[list[str]]):
+    """Those of the wanted packages that are not installed.
+
+    + packages: names of packages
+    """
+
+    default = list
+
+    def command(self, packages: list[str]) -> StringCommand:
+        # dpkg-query prints nothing for a package it never heard of.
+        return StringCommand(
+            "for package in", *(QuoteString(package) for package in packages), "; do",
+            "case $(dpkg-query -W -f '${db:Status-Status}' \"$package\" 2>/dev/null) in",
+            "installed) ;; *) echo \"$package\" ;; esac; done",
+        )  # fmt: skip
+
+    def process(self, output: list[str]) -> list[str]:
+        return output
+
+
+class OsRelease(FactBase[dict[str, str]]):
+    """The fields of `/etc/os-release`."""
+
+    default = dict
+
+    def command(self) -> str:
+        return "cat /etc/os-release"
+
+    def process(self, output: list[str]) -> dict[str, str]:
+        pairs = (line.split("=", 1) for line in output if "=" in line)
+        return {key: value.strip('"') for key, value in pairs}
+
+
+class FileStates(FactBase[dict[str, list[str]]]):
+    """SHA-256, permissions and `owner:group` of each of the files that is there.
+
+    + paths: paths of files
+    """
+
+    default = dict
+
+    def command(self, paths: list[str]) -> StringCommand:
+        return StringCommand(
+            "for path in", *(QuoteString(path) for path in paths), "; do if test -f \"$path\"; then",
+            "echo \"$(sha256sum <\"$path\" | cut -c1-64) $(stat -c '%a %U:%G' \"$path\") $path\"; fi; done",
+        )  # fmt: skip
+
+    def process(self, output: list[str]) -> dict[str, list[str]]:
+        fields = (line.split(" ", 3) for line in output)
+        return {path: state for *state, path in fields}
+
+
+class Machine(FactBase[dict[str, str]]):
+    """What a machine says of its processor, memory and cards, as text for `moehost.hardware.node_from_facts`."""
+
+    default = dict
+    # Key of the text, and the command that prints it; what a machine lacks is empty.
+    commands = {
+        "lscpu": "LC_ALL=C lscpu -J",
+        "meminfo": "grep -E '^(MemTotal|MemAvailable|HugePages_Total|Hugepagesize):' /proc/meminfo",
+        "nvidia_smi": f"nvidia-smi --query-gpu={NVIDIA_SMI_QUERY} --format=csv,noheader,nounits",
+        "has_memory": "cat /sys/devices/system/node/has_memory",
+        "l3_ids": "cat /sys/devices/system/cpu/cpu*/cache/index3/id",
+    }
+
+    def command(self) -> str:
+        asked = (f"echo '=== {key}'; {command} 2>/dev/null" for key, command in self.commands.items())
+        return "; ".join([*asked, "true"])
+
+    def process(self, output: list[str]) -> dict[str, str]:
+        texts: dict[str, str] = dict.fromkeys(self.commands, "")
+        key = ""
+        for line in output:
+            if line.startswith("=== "):
+                key = line.removeprefix("=== ")
+            else:
+                texts[key] += f"{line}\n"
+        return texts

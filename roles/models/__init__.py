@@ -1,0 +1,29 @@
+"""The model store: what the services serve, fetched by the node itself and verified."""
+
+from pathlib import Path
+
+from pyinfra import host
+from pyinfra.api import deploy
+
+import moehost
+from moehost.fetch import MODULES
+from moehost.settings import Node
+from roles.models.operations import LIBRARY, TOKEN, stored
+from roles.operations import files
+
+
+@deploy("Models")
+def models(node: Node) -> None:
+    package = Path(moehost.__file__).parent
+    files(
+        name="Install the program that fetches models",
+        contents={f"{LIBRARY}/moehost/{each}.py": (package / f"{each}.py").read_text() for each in MODULES},
+    )
+    if node.hf_token_file:
+        files(
+            name="Install the hub's token",
+            contents={TOKEN: Path(node.hf_token_file).expanduser().read_text()},
+            mode="600",
+        )
+    for model in host.loop(node.models):
+        stored(name=f"Have {model.name} in the store", node=node, model=model)

@@ -1,0 +1,66 @@
+"""What a node knows of its models."""
+
+import json
+from typing import Any
+
+from pyinfra.api import FactBase, QuoteString, StringCommand
+
+from moehost.store import Manifest
+
+
+class StoredModel(FactBase[Manifest | None]):
+    """The manifest of a model in the store, or None where there is no model or its files have other sizes.
+
+    + folder: folder of the model
+    """
+
+    def command(self, folder: str) -> StringCommand:
+        return StringCommand(
+            "cd", QuoteString(folder), "2>/dev/null && test -s manifest.json || exit 0;",
+            "cat manifest.json; echo; echo ===; stat -c '%s %n' *.gguf 2>/dev/null; true",
+        )  # fmt: skip
+
+    def process(self, output: list[str]) -> Manifest | None:
+        text, listing = output[: output.index("===")], output[output.index("===") + 1 :]
+        try:
+            manifest = Manifest.from_json(json.loads("\n".join(text)))
+        except ValueError:
+            return None
+        sizes = {name: int(size) for size, name in (line.split(" ", 1) for line in listing)}
+        whole = all(sizes.get(file.name) == file.size_bytes for file in manifest.files)
+        return manifest if whole else None
+
+
+class Fetch(FactBase[dict[str, Any]]):
+    """What brings a model just now: `active`, the `job` it was given, and its `progress`.
+
+    + unit: name of the transient unit
+    + job: path of the job
+    + progress: path of the progress file
+    """
+
+    default = dict
+
+    def command(self, unit: str, job: str, progress: str) -> StringCommand:
+        return StringCommand(
+            "echo active=$(systemctl is-active", QuoteString(unit), "2>/dev/null);",
+            # Not by echo, which would read the backslashes in them.
+            "printf 'job=%s\\n' \"$(cat", QuoteString(job), "2>/dev/null)\";",
+            "printf 'progress=%s\\n' \"$(cat", QuoteString(progress), "2>/dev/null)\"",
+        )  # fmt: skip
+
+    def process(self, output: list[str]) -> dict[str, Any]:
+        fields = dict(line.split("=", 1) for line in output)
+        return {
+            "active": fields.get("active") in ("active", "activating"),
+            "job": _json(fields.get("job", "")),
+            "progress": _json(fields.get("progress", "")) or {},
+        }
+
+
+def _json(text: str) -> Any:
+    """What a file says, None where a deploy was cut off while it wrote it."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return None

@@ -1,0 +1,113 @@
+"""What several roles do to a node."""
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from pyinfra import host, logger, state
+from pyinfra.api import FunctionCommand, QuoteString, StringCommand, operation
+from pyinfra.api.command import PyinfraCommand
+from pyinfra.facts.files import FileContents
+from pyinfra.operations import apt
+from pyinfra.operations.util.files import generate_color_diff
+
+from roles.facts import DpkgAudit, FileStates, MissingPackages
+
+TEMPLATES = Path(__file__).parents[1] / "templates"
+
+_environment = Environment(
+    loader=FileSystemLoader(TEMPLATES),
+    undefined=StrictUndefined,
+    keep_trailing_newline=True,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    autoescape=False,  # noqa: S701  (units and programs, no HTML)
+)
+
+
+def render(template: str, **values: Any) -> str:
+    """The text of a template below `templates/`; a variable that is missing is an error."""
+    return _environment.get_template(template).render(**values)
+
+
+def refuse(reason: str) -> FunctionCommand:
+    """The command that fails this host with one line (an exception would end the run of every host)."""
+    if not state.is_executing:
+        logger.warning("    [%s] will fail: %s", host.name, reason)
+    return FunctionCommand(_refused, (reason,), {})
+
+
+def _refused(state: Any, host: Any, reason: str) -> bool:
+    host.log_styled(reason, fg="red", log_func=logger.error)
+    return False
+
+
+@operation()
+def dpkg_configured() -> Iterator[str]:
+    """Finish what an interrupted dpkg left half done, once whoever holds its lock is through."""
+    unfinished = host.get_fact(DpkgAudit)
+    if not unfinished:
+        host.noop("dpkg has nothing half done")
+        return
+    yield (
+        "for try in $(seq 300); do said=$(dpkg --configure -a --force-confdef --force-confold 2>&1) && exit 0; "
+        'case "$said" in *lock*) sleep 2 ;; *) break ;; esac; done; echo "$said" >&2; exit 1'
+    )
+
+
+@operation()
+def packages(wanted: list[str], release: str | None = None) -> Iterator[Any]:
+    """
+    Have packages installed; reads the package lists anew only when one is missing.
+
+    + wanted: names of packages
+    + release: suite that the packages (and what they need) are taken from
+    """
+    missing = host.get_fact(MissingPackages, packages=wanted)
+    if not missing:
+        host.noop(f"installed: {', '.join(wanted)}")
+        return
+    yield from apt.update._inner()
+    options = f"--target-release {release}" if release else None
+    yield from apt.packages._inner(packages=missing, no_recommends=True, extra_install_args=options)
+
+
+@operation()
+def files(contents: dict[str, str], mode: str = "644", owner: str = "root:root") -> Iterator[PyinfraCommand]:
+    """
+    Have text files with these contents, each replaced in one step.
+
+    + contents: path of each file and the text in it; parent directories are made
+    + mode: permissions of the files
+    + owner: user and group of the files, `user:group`
+    """
+    found = host.get_fact(FileStates, paths=list(contents))
+    different = [
+        path for path, text in contents.items() if found.get(path) != [_sha256(text), mode.lstrip("0"), owner]
+    ]
+    user, _, group = owner.partition(":")
+    for path in different:
+        if state.config.DIFF and mode.lstrip("0") != "600":
+            _show_difference(path, contents[path])
+        new = QuoteString(f"{path}.new")
+        # Over standard input: no temporary file that others may read, no text in a command line.
+        yield StringCommand(
+            "install", "-D", "-m", mode, "-o", user, "-g", group, "/dev/stdin", new,
+            "&&", "sync", new, "&&", "mv", "-T", new, QuoteString(path),
+            _stdin=contents[path],
+        )  # fmt: skip
+    if not different:
+        host.noop(f"as wanted: {', '.join(contents)}")
+
+
+def _show_difference(path: str, wanted: str) -> None:
+    found = host.get_fact(FileContents, path=path) or []
+    host.log(f"Will modify {path}", logger.info)
+    for line in generate_color_diff(found, wanted.splitlines()):
+        logger.info("  %s", line)
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

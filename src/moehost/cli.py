@@ -1,0 +1,212 @@
+"""`moehost ...`: these modules (`cli`, `cli_plan`, `show`, `terminal`) are the only ones that print."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from moehost import cli_plan, reference, sandbox, settings
+from moehost.terminal import FAILED, pyinfra_json, say, stop
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="moehost")
+def main() -> None:
+    """Provision homelab machines to serve 400B-class mixture-of-experts models.
+
+    The machines themselves are provisioned by pyinfra:
+
+    \b
+        pyinfra inventory deploy.py          plan, ask, apply
+        pyinfra inventory deploy.py --dry    plan only
+    """
+
+
+main.add_command(cli_plan.plan)
+main.add_command(cli_plan.calibrate)
+
+
+@main.command("check-inventory")
+@click.argument("inventory", default="inventory")
+@click.option("--json", "as_json", is_flag=True, help="Print the settings of every host, defaults filled in.")
+def check_inventory(inventory: str, as_json: bool) -> None:
+    """Check the settings of all hosts in INVENTORY without connecting to any.
+
+    \b
+    Example:
+        moehost check-inventory
+        moehost check-inventory inventory/hosts.py --json | jq 'keys'
+    """
+    nodes, lines = {}, []
+    for host in _hosts(inventory):
+        try:
+            nodes[host["name"]] = settings.read(host["data"])
+        except settings.SettingsError as error:
+            lines += [f"{host['name']}: {line}" for line in error.lines]
+    if lines:
+        stop(*lines)
+    if as_json:
+        click.echo(json.dumps({name: node.model_dump() for name, node in nodes.items()}, indent=2))
+    else:
+        for name, node in nodes.items():
+            click.echo(f"{name}: {', '.join(service.name for service in node.services) or 'no services'}")
+
+
+@main.command("settings")
+def settings_reference() -> None:
+    """Print the reference of all settings (Markdown).
+
+    \b
+    Example:
+        moehost settings | less
+    """
+    click.echo(reference.page(), nl=False)
+
+
+def _hosts(inventory: str) -> list[dict[str, Any]]:
+    """The hosts of an inventory with their data, as pyinfra itself reads them."""
+    path = Path(inventory, "hosts.py") if Path(inventory).is_dir() else Path(inventory)
+    if not path.is_file():
+        stop(f"{path}: there is no such file")
+    hosts, talk = pyinfra_json(str(path), "debug-inventory")
+    if hosts is None:
+        # A traceback ends with its reason; what pyinfra adds of its own begins with an arrow.
+        reason = [line for line in talk if not line.startswith("-->")]
+        stop(f"{path}: pyinfra can't read it: {reason[-1] if reason else 'no reason given'}")
+    if not hosts:
+        stop(f"{path}: names no host")
+    return list(hosts)
+
+
+@main.command("tiny-model")
+@click.argument("path", type=click.Path(dir_okay=False, path_type=Path), default=".sandbox/tiny-qwen35moe.gguf")
+@click.option("--shards", type=click.IntRange(min=1), default=1, show_default=True, help="Files to split it into.")
+@click.option("--merged-gate-up", is_flag=True, help="Gate and up experts in one tensor.")
+@click.option("--mtp", is_flag=True, help="With a layer for multi-token prediction.")
+@click.option("--seed", default=0, show_default=True, help="Seed of the random weights.")
+def tiny_model(path: Path, shards: int, merged_gate_up: bool, mtp: bool, seed: int) -> None:
+    """Write a model of random weights with the tensor layout of Qwen3.5-MoE: it loads, answers, and talks gibberish.
+
+    \b
+    Example:
+        moehost tiny-model
+        moehost tiny-model /tmp/tiny.gguf --shards 3
+    """
+    from moehost import synthetic  # numpy takes a moment, and the other commands don't need it
+
+    try:
+        shape = synthetic.Shape(shards=shards, merged_gate_up=merged_gate_up, mtp=mtp, seed=seed)
+    except ValueError as error:
+        stop(str(error))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for written in synthetic.write(path, shape):
+        click.echo(f"{written} {written.stat().st_size / 1e6:.1f} MB")
+
+
+@main.group("sandbox")
+def sandbox_group() -> None:
+    """A node without hardware: Debian 13 with systemd in a container on this computer."""
+
+
+_name = click.option("--name", default=sandbox.NAME, show_default=True, help="Name of the container.")
+
+
+@sandbox_group.command()
+@_name
+def up(name: str) -> None:
+    """Make and start the sandbox; SANDBOX_IMAGE takes an image of your own.
+
+    \b
+    Example:
+        moehost sandbox up
+        SANDBOX_IMAGE=localhost/ubuntu-systemd:24.04 moehost sandbox up --name noble
+    """
+    sandbox.up(name, say)
+
+
+@sandbox_group.command()
+@_name
+@click.option("--all", "everything", is_flag=True, help="Remove all sandboxes and their images.")
+def down(name: str, everything: bool) -> None:
+    """Remove the sandbox with everything in it.
+
+    \b
+    Example:
+        moehost sandbox down --all
+    """
+    if everything:
+        sandbox.clean(say)
+    else:
+        say(f"removed {name}" if sandbox.down(name) else f"there is no {name}")
+
+
+@sandbox_group.command()
+@_name
+def status(name: str) -> None:
+    """Say whether the sandbox runs, and its services.
+
+    \b
+    Example:
+        moehost sandbox status
+    """
+    state = sandbox.state(name)
+    click.echo(f"{name}: {state or 'absent'}")
+    if state == "running":
+        units = ("systemctl", "list-units", "--all", "--plain", "--no-legend", "llama-server-*", "moehost-*")
+        click.echo(sandbox.execute(name, *units), nl=False)
+
+
+@sandbox_group.command()
+@click.argument("question")
+@click.option("--service", default="tiny", show_default=True, help="Name of the service to ask.")
+@click.option("--tokens", default=48, show_default=True, help="Length of the answer, at most.")
+@_name
+def ask(question: str, service: str, tokens: int, name: str) -> None:
+    """Ask a service of the sandbox, with its key, and print the answer.
+
+    \b
+    Example:
+        moehost sandbox ask "What is a mixture of experts?"
+    """
+    folder = f"/etc/moehost/{service}"
+    arguments = json.loads(sandbox.execute(name, "cat", f"{folder}/plan.json"))["argv"]
+    port = arguments[arguments.index("--port") + 1]
+    key = sandbox.execute(name, "cat", f"{folder}/api-keys").split()[0]
+    body = {"messages": [{"role": "user", "content": question}], "max_tokens": tokens}
+    # The key goes to curl over standard input: arguments can be read by everybody.
+    config = f'header = "Authorization: Bearer {key}"\ndata = {json.dumps(json.dumps(body))}\n'
+    url = f"http://127.0.0.1:{port}/v1/chat/completions"
+    answer = json.loads(sandbox.execute(name, "curl", "--silent", "--show-error", "--config", "-", url, stdin=config))
+    if "error" in answer:
+        stop(f"{service} answers: {answer['error'].get('message', answer['error'])}", code=FAILED)
+    click.echo(answer["choices"][0]["message"]["content"].strip())
+    timings = answer["timings"]
+    say(
+        f"prompt {timings['prompt_n']} tokens at {timings['prompt_per_second']:.0f} tok/s, "
+        f"answer {timings['predicted_n']} tokens at {timings['predicted_per_second']:.0f} tok/s"
+    )
+
+
+@sandbox_group.command()
+@_name
+def shell(name: str) -> None:
+    """Open a shell in the sandbox.
+
+    \b
+    Example:
+        moehost sandbox shell
+    """
+    if sandbox.state(name) != "running":
+        stop(f"{name} does not run; start it with `moehost sandbox up`")
+    sandbox.shell(name)
+
+
+def run() -> None:
+    """The console script: a user's mistake, or this computer's, is one line."""
+    try:
+        main()
+    except sandbox.SandboxError as error:
+        stop(str(error), code=FAILED)

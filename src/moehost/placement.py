@@ -1,0 +1,316 @@
+"""Decides where a model's tensors live on a machine, so that an answer takes the least time and nothing overflows.
+
+Four placements lead to the same ledger: `auto` fills the GPUs with whole layers of experts and picks the ubatch,
+`cpu-moe` and `tensor-split` are two command lines in wide use, `manual` takes rules as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from moehost import ledger, split
+from moehost.advice import advice
+from moehost.engine import Offload
+from moehost.fill import Overdrawn, fill
+from moehost.hardware import Node
+from moehost.ledger import Memory, Row
+from moehost.model import KV_BYTES, Model
+from moehost.request import Request, check
+from moehost.rules import Rule, experts_rule
+from moehost.speed import DEFAULT_OFFLOAD_BATCH, PUBLISHED, Constants, Load, Prompts, Range, Speed, threshold_tokens
+
+UBATCHES = (512, 1024, 2048, 4096, 8192)
+BATCH = 2048  # the engines' default; a larger ubatch needs a batch of its size
+# Decode on 16 cores was fastest with 13 threads in a published sweep: the driver and the server need some, too.
+DECODE_THREADS_SHARE = 13 / 16
+PROMPT_TOKENS = (512, 4096, 16384)
+
+
+class DoesNotFit(Exception):
+    """A request that needs more memory than a device has; `nearest` lists changes that make it fit, each alone."""
+
+    def __init__(self, device: str, lacking_mib: int, nearest: Sequence[str]) -> None:
+        hint = f"it fits with {', or '.join(nearest)}" if nearest else "use a smaller quantisation of the model"
+        super().__init__(f"{device} lacks {lacking_mib} MiB; {hint}")
+        self.device, self.lacking_mib, self.nearest = device, lacking_mib, tuple(nearest)
+
+
+@dataclass(frozen=True)
+class Placement:
+    """A decision: what the engine is told, where the experts lie, the ledger, the prediction, and why.
+
+    `experts` names the layers by device; `prompt_tok_s` is predicted for prompts of these lengths.
+    """
+
+    offload: Offload
+    env: dict[str, str]
+    experts: dict[str, tuple[int, ...]]
+    layer_devices: tuple[str, ...]
+    rows: tuple[Row, ...]
+    load: Load
+    prompts: Prompts
+    decode: Range
+    prompt_tok_s: dict[int, float]
+    answer_s: float
+    warnings: tuple[str, ...]
+    why: tuple[str, ...]
+
+    @property
+    def host_mib(self) -> int:
+        """What the server takes of the host's memory before it caches prompts."""
+        row = self.rows[-1]
+        return row.dense_mib + row.experts_mib + row.kv_mib + row.state_mib + row.compute_mib
+
+    def to_json(self, engine: str, argv: Sequence[str]) -> dict[str, Any]:
+        """The plan contract; `argv` is what the engine of this dialect is started with."""
+        return {
+            "engine": engine,
+            "argv": list(argv),
+            "env": self.env,
+            "experts": {device: list(layers) for device, layers in self.experts.items()},
+            "ledger": [row.to_json() for row in self.rows],
+            "prediction": {
+                "decode_tok_s": round(self.decode.expected, 1),
+                "decode_low": round(self.decode.low, 1),
+                "decode_high": round(self.decode.high, 1),
+                "prompt_tok_s": {str(tokens): round(rate, 1) for tokens, rate in self.prompt_tok_s.items()},
+            },
+            "warnings": list(self.warnings),
+        }
+
+
+def place(model: Model, node: Node, request: Request, constants: Constants = PUBLISHED) -> Placement:
+    """Places a model on a machine; the same model, machine and request always give the same placement.
+
+    Raises PlacementError for a request that makes no sense, DoesNotFit for one that takes too much memory, RuleError
+    for a rule that is not in the grammar.
+    """
+    check(request, model, node)
+    try:
+        return _Planner(model, node, request, constants).place()
+    except Overdrawn as lack:
+        nearest = list(_nearest(model, node, request, constants))
+        raise DoesNotFit(lack.device, lack.lacking_mib, nearest) from None
+
+
+class _Planner:
+    """One request for one model on one machine."""
+
+    def __init__(self, model: Model, node: Node, request: Request, constants: Constants) -> None:
+        self.model, self.node, self.request = model, node, request
+        self.speed = Speed(node, constants)
+        self.memory = Memory(
+            context=request.context or model.context_length or 4096,
+            parallel=request.parallel,
+            type_k=request.kv_type_k,
+            type_v=request.kv_type_v,
+            dialect=request.dialect,
+            mtp=request.mtp,
+            margins_mib=request.margins_mib,
+        )
+
+    def place(self) -> Placement:
+        cores = self.node.physical_cores
+        match self.request.placement:
+            case "auto":
+                return self._auto()
+            case "cpu-moe":
+                return self._preset((), gpu_layers=99, threads=13, threads_batch=24)
+            case "tensor-split":
+                pairs = [(layers, f"CUDA{index}") for index, layers in enumerate(self.request.gpu_experts) if layers]
+                rules = tuple(experts_rule(layers, device) for layers, device in pairs)
+                return self._preset(rules, gpu_layers=999, threads=24, threads_batch=24)
+            case "manual":
+                return self._preset(self.request.rules, 99, _decode_threads(cores), cores)
+
+    def _preset(self, rules: tuple[str, ...], gpu_layers: int, threads: int, threads_batch: int) -> Placement:
+        """A placement that is asked for, not chosen; layers go where the engine's own split puts them."""
+        request = self.request
+        ubatch = request.ubatch or BATCH
+        offload = replace(
+            self._common(
+                ubatch, request.threads or threads, request.threads_batch or request.threads or threads_batch
+            ),
+            gpu_layers=gpu_layers if self.node.gpus else None,
+            tensor_overrides=rules,
+            cpu_moe=request.placement != "manual" or request.cpu_moe,
+            tensor_split=request.tensor_split,
+        )
+        return self._result(offload, self._engine_devices(ubatch), (f"{request.placement}: placed as asked for",))
+
+    def _auto(self) -> Placement:
+        request = self.request
+        limit = min(self.memory.context, request.batch or self.memory.context)
+        sizes = [u for u in UBATCHES if u <= max(limit, UBATCHES[0])]
+        if request.ubatch:
+            sizes = [request.ubatch]
+        elif not self.node.gpus:
+            sizes = [min(sizes[-1], BATCH)]  # nothing is carried to a GPU, so larger chunks gain nothing
+        found: list[Placement] = []
+        lacks: list[Overdrawn] = []
+        for ubatch in sizes:
+            try:
+                found.append(self._filled(ubatch))
+            except Overdrawn as lack:
+                lacks.append(lack)
+        if not found:
+            raise min(lacks, key=lambda lack: lack.lacking_mib)
+        best = min(found, key=lambda placement: (round(placement.answer_s, 3), placement.offload.ubatch))
+        if len(found) == 1:
+            return best
+        times = ", ".join(f"{p.offload.ubatch}: {p.answer_s:.1f} s" for p in found)
+        tokens = f"{request.prompt_tokens} prompt and {request.answer_tokens} answer tokens"
+        why = f"ubatch {best.offload.ubatch} is predicted fastest for {tokens} ({times})"
+        return replace(best, why=(*best.why, why))
+
+    def _filled(self, ubatch: int) -> Placement:
+        """As many layers of experts on the GPUs as fit beside the dense part at this ubatch."""
+        model, node, request = self.model, self.node, self.request
+        cores = node.physical_cores
+        offload = self._common(ubatch, request.threads or _decode_threads(cores), request.threads_batch or cores)
+        if not node.gpus:
+            return self._result(offload, ("CPU",) * (len(model.layers) + 1), ("no GPU: everything is on the CPU",))
+        filling = fill(model, node, self.memory, ubatch, self.speed)
+        resident, count = sum(map(len, filling.experts.values())), len(model.expert_layers)
+        is_partial = resident < count
+        rules = [experts_rule(layers, f"CUDA{gpu}") for gpu, layers in filling.experts.items()] if is_partial else []
+        offload = replace(
+            offload,
+            gpu_layers=99 if len(model.layers) < 99 else 999,
+            tensor_overrides=tuple(rules),
+            cpu_moe=is_partial,
+            split_mode="layer" if len(node.gpus) > 1 else None,
+            tensor_split=self._shares(filling.layer_gpus, ubatch) if len(node.gpus) > 1 else (),
+        )
+        why = f"{resident} of {count} layers of experts on the GPUs" + (": all that fit" if is_partial else "")
+        return self._result(offload, tuple(f"CUDA{gpu}" for gpu in filling.layer_gpus), (why,))
+
+    def _common(self, ubatch: int, threads: int, threads_batch: int) -> Offload:
+        return Offload(
+            context=self.memory.context,
+            parallel=self.memory.parallel,
+            batch=self.request.batch or max(BATCH, ubatch),
+            ubatch=ubatch,
+            threads=threads,
+            threads_batch=threads_batch,
+            kv_type_k=self.memory.type_k,
+            kv_type_v=self.memory.type_v,
+        )
+
+    # Where layers go, as the engine of the request splits them.
+
+    def _sizes(self, ubatch: int) -> tuple[list[float], float]:
+        return split.layer_sizes(self.model, self.memory, ubatch)
+
+    def _shares(self, layer_gpus: Sequence[int], ubatch: int) -> tuple[float, ...]:
+        count = len(self.node.gpus)
+        if self.memory.dialect == "ik":
+            return split.shares_by_bytes(*self._sizes(ubatch), layer_gpus, count)
+        return split.shares_by_count(layer_gpus, count)
+
+    def _engine_devices(self, ubatch: int) -> tuple[str, ...]:
+        """The device of each layer and of the output layer; without a split given, by the cards' free memory."""
+        gpus = self.node.gpus
+        if not gpus:
+            return ("CPU",) * (len(self.model.layers) + 1)
+        shares = self.request.tensor_split or [gpu.vram_mib - ledger.MARGIN_MIB for gpu in gpus]
+        if self.memory.dialect == "ik":
+            found = split.split_by_bytes(*self._sizes(ubatch), shares)
+        else:
+            found = split.split_by_count(len(self.model.layers), shares)
+        return tuple(f"CUDA{gpu}" for gpu in found)
+
+    # What follows from a decision.
+
+    def _result(self, offload: Offload, layer_devices: tuple[str, ...], why: tuple[str, ...]) -> Placement:
+        """The ledger and the prediction of an offload; raises Overdrawn for the first device that cannot hold it."""
+        model, node, memory = self.model, self.node, self.memory
+        rules = [Rule.parse(rule) for rule in offload.tensor_overrides]
+        assignment = ledger.assign(model, layer_devices, rules, offload.cpu_moe, memory.mtp)
+        rows = ledger.account(model, node, memory, offload.ubatch, layer_devices, assignment)
+        rows[-1], prompt_cache_mib, checkpoints = ledger.with_host_cache(rows[-1], model, memory)
+        for row in rows:
+            if row.free_mib < 0:
+                raise Overdrawn(row.device, -row.free_mib)
+        offload = replace(offload, prompt_cache_mib=prompt_cache_mib, checkpoints=checkpoints)
+        load = Load.of(model, len(node.gpus), layer_devices, assignment.experts)
+        batch, threshold, reason = self._offload_batch(load, offload)
+        env = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"} if node.gpus else {}
+        if batch and memory.dialect == "ik":
+            offload = replace(offload, cuda_params=f"offload-batch-size={batch}")
+        elif batch:
+            env["GGML_OP_OFFLOAD_MIN_BATCH"] = str(batch)
+        prompts = Prompts(offload.ubatch, threshold, offload.threads_batch)
+        answer_s = self.speed.prompt_s(load, self.request.prompt_tokens, prompts)
+        answer_s += self.request.answer_tokens * self.speed.decode_s(load)
+        devices = [row.device for row in rows]
+        return Placement(
+            offload=offload,
+            env=env,
+            experts={d: tuple(i for i, where in assignment.experts.items() if where == d) for d in devices},
+            layer_devices=layer_devices,
+            rows=tuple(rows),
+            load=load,
+            prompts=prompts,
+            decode=self.speed.decode(load, self.speed.spread(model)),
+            prompt_tok_s={tokens: tokens / self.speed.prompt_s(load, tokens, prompts) for tokens in PROMPT_TOKENS},
+            answer_s=answer_s,
+            warnings=tuple(advice(model, node, self.request, offload, layer_devices, assignment, rows)),
+            why=(*why, *reason, f"predicted from {self.speed.constants.source}"),
+        )
+
+    def _offload_batch(self, load: Load, offload: Offload) -> tuple[int | None, int, tuple[str, ...]]:
+        """What to set the engine's offload batch to, the chunk from which it then offloads, and why.
+
+        Only `auto` sets it, in ik_llama.cpp only below the default: a larger one would keep chunks on the CPU that
+        published runs carried over.
+        """
+        model, dialect = self.model, self.memory.dialect
+        even = self.speed.break_even_tokens(load, offload.threads_batch) if self.request.placement == "auto" else None
+        batch = even
+        if even is not None and dialect == "ik":
+            batch = -(-even * model.experts_used // model.expert_count)
+            batch = batch if batch < DEFAULT_OFFLOAD_BATCH else None
+        if batch is None:
+            return None, threshold_tokens(model, dialect), ()
+        why = f"offload batch {batch}: from {even} tokens on, carrying experts to the GPU is faster than the CPU"
+        return batch, threshold_tokens(model, dialect, batch), (why,)
+
+
+def _decode_threads(cores: int) -> int:
+    return max(round(cores * DECODE_THREADS_SHARE), 1)
+
+
+def _nearest(model: Model, node: Node, request: Request, constants: Constants) -> Iterator[str]:
+    """Changes of the request that make it fit, each alone; where none does, the smallest settings together."""
+
+    def fits(**changes: Any) -> bool:
+        try:
+            _Planner(model, node, replace(request, **changes), constants).place()
+        except Overdrawn:
+            return False
+        return True
+
+    def largest_context(**changes: Any) -> int:
+        """The largest context that fits, in steps of 1024 tokens; 0 where none does."""
+        low, high = 0, (request.context or model.context_length or 4096) // 1024
+        while low < high:
+            middle = (low + high + 1) // 2
+            low, high = (middle, high) if fits(context=middle * 1024, **changes) else (low, middle - 1)
+        return low * 1024
+
+    if request.placement != "auto" and fits(placement="auto"):
+        yield "placement auto"
+    smaller = [u for u in reversed(UBATCHES) if u < (request.ubatch or BATCH)]
+    if request.ubatch or request.placement != "auto":
+        yield from [f"ubatch {u}" for u in smaller if fits(ubatch=u)][:1]
+    q8 = {"kv_type_k": "q8_0", "kv_type_v": "q8_0"}
+    can_shrink = KV_BYTES[request.kv_type_k] + KV_BYTES[request.kv_type_v] > 2 * KV_BYTES["q8_0"]
+    if can_shrink and fits(**q8):
+        yield "KV type q8_0"
+    if context := largest_context():
+        yield f"context {context}"
+    elif context := largest_context(ubatch=UBATCHES[0], **q8):
+        yield f"ubatch {UBATCHES[0]}, KV type q8_0 and context {context} together"

@@ -1,0 +1,120 @@
+"""From what an owner wants and what a node has to the command line of a service, and how two plans differ."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from moehost import engine, settings
+from moehost.engine import Dialect
+from moehost.gguf import GgufSet
+from moehost.hardware import Node
+from moehost.model import Model
+from moehost.placement import DoesNotFit, Placement, place
+from moehost.request import Request
+from moehost.settings import Service
+from moehost.speed import PUBLISHED, Constants
+
+# What a wish that can't be fulfilled raises; each says in one line what, where, and how to mend it.
+REFUSALS = (ValueError, DoesNotFit)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A placement together with the arguments of llama-server, and the model and machine it was made for."""
+
+    placement: Placement
+    arguments: list[str]
+    model: Model
+    node: Node
+
+    def to_json(self, engine_name: str) -> dict[str, Any]:
+        """The plan contract, and beside it the facts that the plan follows from."""
+        facts = {
+            "model": {"name": self.model.name, "architecture": self.model.architecture},
+            "node": self.node.to_json(),
+        }
+        return {**self.placement.to_json(engine_name, self.arguments), **facts}
+
+
+def make(
+    service: Service,
+    model_path: str,
+    found: GgufSet,
+    node: Node,
+    dialect: Dialect,
+    constants: Constants = PUBLISHED,
+) -> Plan:
+    """Plans a service; the same settings, model and machine always give the same plan.
+
+    + model_path: first file of the model, where the engine finds it
+    + found: the model's headers
+
+    Raises one of REFUSALS.
+    """
+    model = Model.from_gguf(found)
+    placement = place(model, node, request(service, dialect), constants)
+    return Plan(placement, engine.command_line(service, model_path, placement.offload, dialect), model, node)
+
+
+def request(service: Service, dialect: Dialect) -> Request:
+    """What a service's settings ask of the planner."""
+    return Request(
+        placement=service.placement,
+        context=service.context,
+        kv_type_k=service.kv_type,
+        kv_type_v=service.kv_type,
+        parallel=service.parallel,
+        batch=service.batch,
+        ubatch=service.ubatch,
+        threads=service.threads,
+        threads_batch=service.threads_batch,
+        gpu_experts=tuple(settings.layers(each) for each in service.gpu_experts),
+        rules=tuple(service.rules),
+        cpu_moe=service.cpu_moe if service.placement == "manual" else False,
+        tensor_split=tuple(service.tensor_split),
+        margins_mib=(service.margin_mib,),
+        prompt_tokens=service.workload.prompt_tokens,
+        answer_tokens=service.workload.answer_tokens,
+        dialect=dialect,
+    )
+
+
+def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[str]:
+    """What an owner should know about a plan that replaces another, a line each: cards, experts, speed, flags.
+
+    Both in the form of `Plan.to_json`; a plan of an older form differs in what it lacks.
+    """
+    cards = [[card["name"] for card in plan.get("node", {}).get("gpus", [])] for plan in (before, after)]
+    if cards[0] != cards[1]:
+        yield f"cards: {', '.join(cards[0]) or 'none'} -> {', '.join(cards[1]) or 'none'}"
+    for device in dict.fromkeys([*before.get("experts", {}), *after.get("experts", {})]):
+        counts = [len(plan.get("experts", {}).get(device, [])) for plan in (before, after)]
+        if counts[0] != counts[1]:
+            yield f"layers of experts on {device}: {counts[0]} -> {counts[1]}"
+    rates = [plan.get("prediction", {}).get("decode_tok_s") for plan in (before, after)]
+    if rates[0] != rates[1]:
+        yield f"predicted decode: {rates[0]} -> {rates[1]} tok/s"
+    flags = [_flags(plan.get("argv", [])) for plan in (before, after)]
+    for flag in dict.fromkeys([*flags[0], *flags[1]]):
+        values = [each.get(flag) for each in flags]
+        if values[0] != values[1]:
+            yield f"{flag}: {_shown(values[0])} -> {_shown(values[1])}"
+
+
+def _flags(arguments: list[str]) -> dict[str, str]:
+    """The flags of a command line with their values; a flag that stands there twice has its last value."""
+    flags: dict[str, str] = {}
+    flag = ""
+    for word in arguments:
+        if engine.is_flag(word):
+            flag = word
+            flags[flag] = ""
+        elif flag:
+            flags[flag] = f"{flags[flag]} {word}".strip()
+    return flags
+
+
+def _shown(value: str | None) -> str:
+    return "absent" if value is None else value or "set"

@@ -1,0 +1,338 @@
+"""What an owner may write in the inventory, with defaults; everything else is refused by name.
+
+The models are the reference of all settings: each field's description is what `docs/settings.md` prints.
+"""
+
+from __future__ import annotations
+
+import difflib
+import ipaddress
+import re
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from moehost import source
+
+# Keys of an inventory that belong to pyinfra: global arguments and its connectors' data.
+PYINFRA_KEYS = re.compile(r"^(_|(ssh|podman|podmanssh|docker|dockerssh|fake|chroot|vagrant|terraform)_)")
+
+
+def _matching(pattern: str, rule: str) -> AfterValidator:
+    """A string that matches a pattern; the message states the rule in words."""
+
+    def check(value: str) -> str:
+        if not re.fullmatch(pattern, value):
+            raise ValueError(f"{value!r}: {rule}")
+        return value
+
+    return AfterValidator(check)
+
+
+Name = Annotated[
+    str, _matching(r"[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?", "use lower-case letters, digits and dashes, at most 40")
+]
+ModelName = Annotated[
+    str, _matching(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", "use letters, digits, dots, dashes and underscores")
+]
+Folder = Annotated[
+    str,
+    _matching(
+        r"(/(?![.]{1,2}(/|$))[A-Za-z0-9._-]+)+", "write an absolute path of letters, digits and ._-, without .."
+    ),
+]
+MemoryMax = Annotated[
+    str, _matching(r"[1-9][0-9]?%|100%|[1-9][0-9]*[MGT]|infinity", "write e.g. 92%, 700G or infinity, as in systemd")
+]
+Port = Annotated[int, Field(ge=1, le=65535)]
+KvType = Literal["f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"]
+# What the rest of the house must know of, and what would show a secret: not for `server_args`.
+OWN_SETTING = {
+    **dict.fromkeys(("-m", "--model", "-mu", "--model-url", "-hf", "-hfr", "--hf-repo"), "model"),
+    **dict.fromkeys(("-a", "--alias"), "name"),
+    **dict.fromkeys(("--api-key", "--api-key-file"), "api_keys_file"),
+    **dict.fromkeys(("-hft", "--hf-token"), "hf_token_file"),
+    "--host": "host",
+    "--port": "port",
+}
+SLOT_TOKENS = 256
+
+
+class SettingsError(ValueError):
+    """Wrong settings; `lines` has one line for each, with the key's path, the reason and the way to mend it."""
+
+    def __init__(self, lines: list[str]) -> None:
+        super().__init__("; ".join(lines))
+        self.lines = lines
+
+
+class Settings(BaseModel):
+    """Common ground: unknown keys are errors, and nothing changes after validation."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Model(Settings):
+    """A model of the store."""
+
+    name: ModelName = Field(description="folder of the model below `models_dir`")
+    source: str = Field(
+        description="`hf://OWNER/REPO/PATH@COMMIT`, `https://HOST/X.gguf`, `file:///PATH` (on the node) "
+        "or `file:PATH` (on this computer, below this folder); any one shard names a whole split set"
+    )
+    revision: str | None = Field(None, description="commit of the `hf://` repository, if not in `source`")
+    sha256: dict[str, str] = Field(
+        default_factory=dict,
+        description="SHA-256 of each file; required for `https://`, known by the hub for `hf://`",
+    )
+
+    @model_validator(mode="after")
+    def _source_is_complete(self) -> Model:
+        source.check_sha256(source.parse(self.source, self.revision), self.sha256)
+        return self
+
+
+class Engine(Settings):
+    """The llama-server to run."""
+
+    source: Literal["package"] = Field(
+        "package", description="`package`: the distribution's llama.cpp (Debian 13 and later)"
+    )
+
+
+class Sampling(Settings):
+    """What the server samples with when a request does not say."""
+
+    temperature: float = Field(0.7, ge=0, le=5)
+    top_k: int = Field(40, ge=0)
+    top_p: float = Field(0.95, ge=0, le=1)
+    min_p: float = Field(0.01, ge=0, le=1)
+    repeat_penalty: float = Field(1.2, ge=0, le=5)
+
+
+class Workload(Settings):
+    """The typical request; the placement `auto` minimises the time that it takes."""
+
+    prompt_tokens: int = Field(4096, ge=1, description="length of the prompt")
+    answer_tokens: int = Field(512, ge=1, description="length of the answer")
+
+
+class Service(Settings):
+    """One llama-server under systemd: `llama-server-<name>.service`."""
+
+    name: Name = Field(description="name of the unit and of the model in the API")
+    model: Model
+    runtime: Literal["native"] = Field("native", description="`native`: a systemd unit")
+    placement: Literal["auto", "cpu-moe", "tensor-split", "manual"] = Field(
+        "auto",
+        description="where the routed experts live: `auto` (the planner fills the cards), `cpu-moe` (all on the "
+        "CPU), `tensor-split` (as `gpu_experts` says), `manual` (as `rules` says); see planning.md",
+    )
+    gpu_experts: list[str] = Field(
+        default_factory=list,
+        description="for `tensor-split`: the layers whose experts each card takes, e.g. `0-12` and `47-59`",
+    )
+    rules: list[str] = Field(
+        default_factory=list, description="for `manual`: `REGEX=DEVICE`, the first found in a name decides"
+    )
+    cpu_moe: bool = Field(True, description="for `manual`: whether the experts that no rule names stay on the CPU")
+    tensor_split: list[float] = Field(
+        default_factory=list, description="shares of the cards in the layers, not with `auto`, which chooses them"
+    )
+    workload: Workload = Field(default_factory=lambda: Workload.model_validate({}))
+    context: int | None = Field(
+        None, ge=512, description="context in tokens, shared by all slots; what the model was trained on if not given"
+    )
+    parallel: int = Field(1, ge=1, le=64, description="slots: requests that are served at once")
+    kv_type: KvType = Field("f16", description="type of the KV cache")
+    batch: int | None = Field(None, ge=32, description="tokens of a prompt that are handed over at once")
+    ubatch: int | None = Field(
+        None, ge=32, description="tokens of a prompt that are computed at once; chosen for the workload if not given"
+    )
+    threads: int | None = Field(None, ge=1, description="threads of decode; some cores fewer than all if not given")
+    threads_batch: int | None = Field(None, ge=1, description="threads of prompt processing; all cores if not given")
+    margin_mib: int = Field(1024, ge=0, description="what the planner leaves free on each card, MiB")
+    host: str = Field("127.0.0.1", description="address to listen on; loopback unless you have a reason")
+    port: Port = Field(8080, description="port to listen on")
+    sampling: Sampling = Field(default_factory=lambda: Sampling.model_validate({}))
+    api_keys_file: str | None = Field(
+        None, description="file on this computer with one key per line; without it a key is made on the node"
+    )
+    memory_max: MemoryMax = Field("92%", description="MemoryMax= of the unit")
+    start_timeout_s: int = Field(2700, ge=10, description="how long a start may take: a load of 200 GB takes minutes")
+    server_args: list[str] = Field(default_factory=list, description="flags that are added last, checked as all are")
+
+    @field_validator("host")
+    @classmethod
+    def _host_is_an_address(cls, value: str) -> str:
+        try:
+            address = ipaddress.ip_address(value)
+        except ValueError:
+            raise ValueError(f"{value!r} is no IP address; 127.0.0.1 is the default") from None
+        if getattr(address, "scope_id", None):
+            raise ValueError(f"{value!r} names an interface, which a unit would change; use an address without %")
+        return value
+
+    @field_validator("gpu_experts")
+    @classmethod
+    def _experts_are_layers(cls, value: list[str]) -> list[str]:
+        for text in value:
+            layers(text)
+        return value
+
+    @field_validator("server_args")
+    @classmethod
+    def _args_can_stand_in_a_unit(cls, value: list[str]) -> list[str]:
+        for arg in value:
+            if arg in OWN_SETTING:
+                raise ValueError(f"{arg} belongs to the setting {OWN_SETTING[arg]!r}; write it there")
+            if not arg or re.search(r"[\\%$\n\"']", arg):
+                raise ValueError(
+                    f"{arg!r} is empty or holds one of \\ % $ \" ' or a line break, which a unit would change"
+                )
+        return value
+
+    @model_validator(mode="after")
+    def _slots_have_room(self) -> Service:
+        each = self.context // self.parallel if self.context else SLOT_TOKENS
+        if each < SLOT_TOKENS:
+            raise ValueError(
+                f"context {self.context} shared by {self.parallel} slots leaves {each} tokens each, "
+                f"less than {SLOT_TOKENS}; raise context or lower parallel"
+            )
+        return self
+
+    @property
+    def unit(self) -> str:
+        """Name of the systemd unit."""
+        return f"llama-server-{self.name}.service"
+
+    @property
+    def url_host(self) -> str:
+        """How this machine itself addresses the server."""
+        address = ipaddress.ip_address(self.host)
+        if address.is_unspecified:
+            return "127.0.0.1" if address.version == 4 else "[::1]"
+        return f"[{address}]" if address.version == 6 else str(address)
+
+    @property
+    def is_on_loopback(self) -> bool:
+        """Whether only this machine reaches the server."""
+        return ipaddress.ip_address(self.host).is_loopback
+
+
+class Node(Settings):
+    """A machine: its engine, its models, its services."""
+
+    services: list[Service] = Field(default_factory=list, description="the services of this node")
+    engine: Engine = Field(default_factory=lambda: Engine.model_validate({}))
+    models_dir: Folder = Field("/srv/models", description="the model store")
+    hf_endpoint: str = Field("https://huggingface.co", description="hub that `hf://` sources come from")
+    hf_token_file: str | None = Field(None, description="file on this computer that holds the hub's token")
+    calibration_file: str | None = Field(
+        None, description="file on this computer that `moehost calibrate` made of measurements of this node"
+    )
+    download_connections: int = Field(8, ge=1, le=16, description="parallel ranges of a download")
+    free_space_reserve_mib: int = Field(1024, ge=0, description="what a download must leave free on the disk, MiB")
+
+    @field_validator("hf_endpoint")
+    @classmethod
+    def _endpoint_is_safe(cls, value: str) -> str:
+        return source.require_safe(value)
+
+    @model_validator(mode="after")
+    def _services_do_not_collide(self) -> Node:
+        for key in ("name", "port"):
+            seen: dict[Any, int] = {}
+            for index, service in enumerate(self.services):
+                value = getattr(service, key)
+                if value in seen:
+                    raise ValueError(f"services[{index}].{key}: {value!r} is taken by services[{seen[value]}]")
+                seen[value] = index
+        models: dict[str, Model] = {}
+        for index, service in enumerate(self.services):
+            if models.setdefault(service.model.name, service.model) != service.model:
+                raise ValueError(f"services[{index}].model: another service has a different model of this name")
+        return self
+
+    @property
+    def local_files(self) -> dict[str, str]:
+        """Files on this computer that the settings name, by the key's path."""
+        files = {f"services[{n}].api_keys_file": each.api_keys_file for n, each in enumerate(self.services)}
+        files |= {"hf_token_file": self.hf_token_file, "calibration_file": self.calibration_file}
+        return {key: path for key, path in files.items() if path is not None}
+
+    @property
+    def models(self) -> list[Model]:
+        """The models of all services, each once, in order."""
+        return list({service.model.name: service.model for service in self.services}.values())
+
+
+def layers(text: str) -> tuple[int, ...]:
+    """The numbers in e.g. `0-12,47`; empty text names none. Raises ValueError for anything else."""
+    found: list[int] = []
+    for part in filter(None, text.split(",")):
+        bounds = re.fullmatch(r"(\d{1,4})(?:-(\d{1,4}))?", part.strip())
+        if not bounds or int(bounds[2] or bounds[1]) < int(bounds[1]):
+            raise ValueError(f"{text!r}: write layers as 0-12,47")
+        found += range(int(bounds[1]), int(bounds[2] or bounds[1]) + 1)
+    return tuple(found)
+
+
+def read(data: Mapping[str, Any]) -> Node:
+    """The settings of one host.
+
+    `data` is the host's inventory data; pyinfra's own keys and keys that start with `x_` are left out.
+    Raises SettingsError with a line for each wrong value.
+    """
+    ours = {key: value for key, value in data.items() if not PYINFRA_KEYS.match(key) and not key.startswith("x_")}
+    try:
+        return Node.model_validate(ours)
+    except ValidationError as error:
+        raise SettingsError(list(_lines(error))) from None
+
+
+def _lines(error: ValidationError) -> Iterator[str]:
+    for details in error.errors(include_url=False):
+        path = _path(details["loc"])
+        match details["type"]:
+            case "extra_forbidden":
+                unknown, known = str(details["loc"][-1]), _known_keys(details["loc"][:-1])
+                near = difflib.get_close_matches(unknown, known, n=1, cutoff=0.5)
+                hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
+                yield f"{path}: unknown setting; {hint}"
+            case "missing":
+                yield f"{path}: missing; add it"
+            case "value_error":
+                # A validator's own sentence; one that concerns the node as a whole names its path itself.
+                yield ": ".join(filter(None, (path, str(details["ctx"]["error"]))))
+            case "literal_error":
+                near = difflib.get_close_matches(str(details["input"]), _quoted(details["ctx"]["expected"]), n=1)
+                hint = f"; did you mean {near[0]!r}?" if near else ""
+                yield f"{path}: {details['input']!r} is not one of {details['ctx']['expected']}{hint}"
+            case _:
+                shown = repr(details["input"])
+                reason = details["msg"][0].lower() + details["msg"][1:]
+                yield f"{path}: {shown if len(shown) < 60 else shown[:57] + '...'}: {reason}"
+
+
+def _path(location: tuple[str | int, ...]) -> str:
+    path = ""
+    for part in location:
+        path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else part
+    return path
+
+
+def _quoted(expected: str) -> list[str]:
+    return re.findall(r"'([^']*)'", expected)
+
+
+def _known_keys(location: tuple[str | int, ...]) -> list[str]:
+    model: type[BaseModel] = Node
+    for part in location:
+        if isinstance(part, str):
+            annotation = model.model_fields[part].annotation
+            inner = [arg for arg in get_args(annotation) if isinstance(arg, type) and issubclass(arg, BaseModel)]
+            model = inner[0] if inner else annotation  # type: ignore[assignment]
+    return list(model.model_fields)

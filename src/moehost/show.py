@@ -1,0 +1,137 @@
+"""Plans for people: ledgers as bars, predictions as ranges, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from moehost.dry_run import Difference
+from moehost.ledger import Row
+from moehost.plan import Plan
+
+GIB_MIB = 1024
+BAR_CELLS = 40
+# What a bar is made of, in the order of the bar.
+PARTS = {
+    "dense_mib": ("dense", "blue"),
+    "experts_mib": ("experts", "green"),
+    "kv_mib": ("KV", "yellow"),
+    "state_mib": ("state", "yellow"),
+    "compute_mib": ("compute", "magenta"),
+    "context_mib": ("CUDA", "magenta"),
+    "cache_mib": ("caches", "cyan"),
+    "margin_mib": ("margin", "bright_black"),
+}
+MEANINGS = {
+    "dense_mib": "weights that every token reads: attention, shared experts, norms, router, output",
+    "experts_mib": "routed experts, whole layers of gate, up and down",
+    "kv_mib": "keys and values of the context, layers with full attention only",
+    "state_mib": "recurrent state of the other layers, one per slot",
+    "compute_mib": "activations, mask, logits, and the copy of one layer of experts that a long prompt carries over",
+    "context_mib": "driver and kernels, before anything is loaded",
+    "cache_mib": "prompt cache and context checkpoints of the server",
+    "margin_mib": "what is left free on purpose",
+}
+
+
+def plan(made: Plan, explain: bool) -> None:
+    """Print one plan."""
+    console = Console(highlight=False)
+    placement, model = made.placement, made.model
+    console.print(Text(f"{model.name} ({model.architecture}, {len(model.main_layers)} layers)", style="bold"))
+    console.print(_ledger(placement.rows))
+    console.print(_legend())
+    if explain:
+        for key, meaning in MEANINGS.items():
+            sizes = ", ".join(f"{r.device} {getattr(r, key)} MiB" for r in placement.rows if getattr(r, key))
+            if sizes:
+                console.print(f"  {PARTS[key][0]:8} {sizes}: {meaning}", soft_wrap=True)
+    for device, layers in placement.experts.items():
+        if layers:
+            console.print(f"experts on {device}: {_ranges(layers)} ({len(layers)} layers)", soft_wrap=True)
+    decode = placement.decode
+    console.print(
+        f"predicted decode: [bold]{decode.expected:.1f} tok/s[/] (between {decode.low:.1f} and {decode.high:.1f})"
+    )
+    rates = ", ".join(f"{rate:.0f} tok/s at {tokens} tokens" for tokens, rate in placement.prompt_tok_s.items())
+    console.print(f"predicted prompt: {rates}", soft_wrap=True)
+    for reason in placement.why:
+        console.print(f"why: {reason}", soft_wrap=True, markup=False)
+    for warning in placement.warnings:
+        console.print(Text(f"warning: {warning}", style="yellow"), soft_wrap=True)
+    words = " ".join(word if word.replace("-", "").isalnum() else f"'{word}'" for word in made.arguments)
+    console.print(f"llama-server {words}", soft_wrap=True, markup=False)
+
+
+def comparison(plans: Mapping[str, Plan]) -> None:
+    """Print plans of the same model and machine side by side."""
+    table = Table(title="predicted, not measured")
+    table.add_column("")
+    for name in plans:
+        table.add_column(name, justify="right")
+    made = [each.placement for each in plans.values()]
+    table.add_row(
+        "decode, tok/s", *(f"{p.decode.expected:.1f} ({p.decode.low:.1f}-{p.decode.high:.1f})" for p in made)
+    )
+    for tokens in made[0].prompt_tok_s:
+        table.add_row(f"prompt of {tokens}, tok/s", *(f"{p.prompt_tok_s[tokens]:.0f}" for p in made))
+    table.add_row("ubatch", *(str(p.offload.ubatch) for p in made))
+    for index, row in enumerate(made[0].rows):
+        table.add_row(f"{row.device}: layers of experts", *(str(len(p.experts.get(row.device, ()))) for p in made))
+        table.add_row(f"{row.device}: free, GiB", *(f"{p.rows[index].free_mib / GIB_MIB:.1f}" for p in made))
+    Console(highlight=False).print(table)
+
+
+def verification(differences: Sequence[Difference]) -> None:
+    """Print the ledger beside what an engine has allocated."""
+    table = Table(title="the ledger beside the engine's own buffers, MiB")
+    for heading in ("device", "what", "ledger", "engine", "per cent", ""):
+        table.add_column(heading, justify="left" if heading in ("device", "what", "") else "right")
+    for each in differences:
+        engine = "not said" if each.engine_mib is None else f"{each.engine_mib:.1f}"
+        error = "" if each.per_cent is None else f"{each.per_cent:+.2f}"
+        verdict = "fits" if each.is_within else "differs"
+        table.add_row(each.device, each.what, f"{each.ledger_mib:.1f}", engine, error, verdict)
+    Console(highlight=False).print(table)
+
+
+def _ledger(rows: tuple[Row, ...]) -> Table:
+    table = Table(box=None, padding=(0, 1))
+    for heading in ("device", "", "used", "of GiB", "free"):
+        table.add_column(heading, justify="left" if heading in ("device", "") else "right")
+    for row in rows:
+        used = row.capacity_mib - row.free_mib
+        cells = (f"{value / GIB_MIB:.1f}" for value in (used, row.capacity_mib, row.free_mib))
+        table.add_row(row.device, _bar(row), *cells)
+    return table
+
+
+def _bar(row: Row) -> Text:
+    bar, filled = Text(), 0.0
+    for key, (_, colour) in PARTS.items():
+        start, filled = round(filled), filled + getattr(row, key) / row.capacity_mib * BAR_CELLS
+        bar.append("█" * (round(filled) - start), style=colour)
+    bar.append("░" * (BAR_CELLS - len(bar)), style="bright_black")
+    return bar
+
+
+def _legend() -> Text:
+    legend, seen = Text("  "), set()
+    for name, colour in PARTS.values():
+        legend.append(f"█ {name}  " if colour not in seen else f"{name}  ", style=colour)
+        seen.add(colour)
+    return legend
+
+
+def _ranges(layers: tuple[int, ...]) -> str:
+    """Layer numbers as people write them: 0-12,20."""
+    parts: list[list[int]] = []
+    for layer in layers:
+        if parts and layer == parts[-1][1] + 1:
+            parts[-1][1] = layer
+        else:
+            parts.append([layer, layer])
+    return ",".join(str(low) if low == high else f"{low}-{high}" for low, high in parts)

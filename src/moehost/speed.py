@@ -1,0 +1,311 @@
+"""Predicts tokens per second for a placement, as a range, from constants that measurements of a node replace.
+
+Decode, per token, with b the routed bytes that one layer reads:
+
+    t = t_fixed + n_cpu * (b / BW_cpu + a) + n_gpu * (b / BW_gpu + g)
+
+where t_fixed is the dense bytes over their device's bandwidth plus an overhead per layer (kernel launches, state
+updates, sampling). Prompts go through in chunks of one ubatch. A chunk that reaches the engine's threshold carries
+all CPU-side experts over PCIe to the first GPU and computes there; a shorter one computes them on the CPU.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from moehost.hardware import Node
+from moehost.model import Model
+
+# Tokens per expert from which ik_llama.cpp (`offload-batch-size`) and tokens per chunk from which llama.cpp
+# (GGML_OP_OFFLOAD_MIN_BATCH) carry weights to the GPU, unless told otherwise.
+DEFAULT_OFFLOAD_BATCH = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Constants:
+    """What a machine of this class really does, as shares of what its parts nominally do.
+
+    + cpu_share, gpu_share: share of the nominal memory bandwidth that decode reaches
+    + cpu_layer_s, gpu_layer_s: cost of one layer of routed experts beside its bytes: `a` and `g` above
+    + attention_s, recurrent_s: overhead of one layer whose dense part is on a GPU
+    + cpu_only_layer_s: the same where there is no GPU
+    + prompt_cpu_share: share of the memory bandwidth at which a chunk goes once through all experts on the CPU
+    + core_flop_s: what one physical core computes of a prompt
+    + gpu_flop_per_byte: what a GPU computes of a prompt, by its memory bandwidth
+    + prompt_cpu_factor, prompt_gpu_factor: measured time over predicted time, 1 unless calibrated
+    + saving_low, saving_high: how far a layer's saving by moving to a GPU may be from the prediction
+    + spread: relative half-width of a prediction at least; 0 lets it follow from how alike the machine is
+    + source: where they come from
+    """
+
+    cpu_share: float
+    gpu_share: float
+    cpu_layer_s: float
+    gpu_layer_s: float
+    attention_s: float
+    recurrent_s: float
+    cpu_only_layer_s: float
+    prompt_cpu_share: float
+    core_flop_s: float
+    gpu_flop_per_byte: float
+    prompt_cpu_factor: float
+    prompt_gpu_factor: float
+    saving_low: float
+    saving_high: float
+    spread: float
+    source: str
+
+
+# Fitted by least squares or by hand to runs that others have published, all of ik_llama.cpp on an EPYC 9175F
+# (12 x DDR5-6400, 614.4 GB/s) with RTX PRO 6000 cards (1792 GB/s), unless another machine is named:
+# - 360 of 614.4 GB/s and 90 us per layer: GLM-5.1 IQ3_KS with 0, 14 and 22 of 75 layers moved (0.20 and 0.32 ms a
+#   layer) and GLM-4.7-Flash IQ5_K hybrid against full GPU (0.107 ms a layer). Qwen3.5-397B Q6_K on an EPYC 7713 with
+#   DDR4-2933 fits 68 to 84 % of its nominal bandwidth.
+# - 1200 of 1792 GB/s and 40 us per layer: device copies of 1375 to 1490 GB/s, less what kernels lose.
+# - 0.12 ms for an attention layer: what GLM-5.1 (53.09 ms a token) and GLM-4.7-Flash (10.06 ms) leave unexplained.
+# - 0.386 ms for a recurrent layer: makes Qwen3.5-397B IQ4_NL with all experts on the CPU the measured 22.5 tok/s. The
+#   engine of that run is older than the fused delta net; 0.1 to 0.26 ms are plausible today.
+# - 0.6 ms a layer without a GPU: Kimi-K2.5 Q4_K_S 10 to 13 tok/s, GLM-4.7-Flash 20.2 tok/s.
+# - prompts: 550, 1124 and 1125 tokens took 2.34 s + 4.24 ms a token on 16 cores; full chunks of 2048 took 4.83 and
+#   5.03 s, of which 217.4 GB over PCIe at 52 GB/s are 4.18 s.
+PUBLISHED = Constants(
+    cpu_share=360 / 614.4,
+    gpu_share=1200 / 1792,
+    cpu_layer_s=90e-6,
+    gpu_layer_s=40e-6,
+    attention_s=0.12e-3,
+    recurrent_s=0.386e-3,
+    cpu_only_layer_s=0.6e-3,
+    prompt_cpu_share=94.1 / 614.4,
+    core_flop_s=234e9,
+    gpu_flop_per_byte=53.0,
+    prompt_cpu_factor=1.0,
+    prompt_gpu_factor=1.0,
+    saving_low=0.65,
+    saving_high=1.15,
+    spread=0.0,
+    source="published runs of Qwen3.5-397B, GLM-5.1 and GLM-4.7-Flash on an EPYC 9175F with RTX PRO 6000",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class GpuLoad:
+    """What one token asks of a GPU: dense and resident expert bytes, layers with experts, weights it goes through."""
+
+    dense_bytes: float = 0.0
+    expert_bytes: float = 0.0
+    expert_layers: int = 0
+    elements: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What one token asks of each part of a machine, and what a long prompt carries across.
+
+    + cpu_dense_bytes, cpu_dense_elements: dense part computed on the CPU, where there is no GPU
+    + cpu_expert_bytes, cpu_expert_elements: routed experts that a token reads from RAM, in `cpu_expert_layers` layers
+    + cpu_experts_total_bytes: all routed experts in RAM
+    """
+
+    gpus: tuple[GpuLoad, ...]
+    cpu_dense_bytes: float
+    cpu_dense_elements: float
+    cpu_expert_bytes: float
+    cpu_expert_elements: float
+    cpu_expert_layers: int
+    cpu_experts_total_bytes: float
+    attention_layers: int
+    recurrent_layers: int
+    expert_count: int
+    experts_used: int
+
+    @classmethod
+    def of(cls, model: Model, gpus: int, layer_devices: Sequence[str], experts: Mapping[int, str]) -> Load:
+        """The load of a placement on a machine with this many GPUs.
+
+        `layer_devices` names the device of each layer and, last, of the output layer, `experts` that of each layer
+        that has routed ones. Layers of multi-token prediction are left out.
+        """
+        dense = {device: [0.0, 0.0] for device in layer_devices}
+        dense[layer_devices[-1]][0] += model.output_bytes
+        moved = {device: [0.0, 0.0, 0] for device in experts.values()}
+        for layer in model.main_layers:
+            dense[layer_devices[layer.index]][0] += layer.resident_bytes
+            dense[layer_devices[layer.index]][1] += layer.dense_elements
+            if layer.index in experts:
+                sums = moved[experts[layer.index]]
+                sums[0] += layer.routed_bytes * model.active_share
+                sums[1] += layer.routed_elements * model.active_share
+                sums[2] += 1
+        loads = []
+        for device in (f"CUDA{index}" for index in range(gpus)):
+            (dense_bytes, elements), (bytes_, routed, count) = dense.get(device, (0, 0)), moved.get(device, (0, 0, 0))
+            loads.append(GpuLoad(dense_bytes, bytes_, int(count), elements + routed))
+        on_cpu = moved.get("CPU", [0.0, 0.0, 0])
+        recurrent = sum(1 for layer in model.main_layers if layer.state_bytes)
+        return cls(
+            gpus=tuple(loads),
+            cpu_dense_bytes=dense.get("CPU", (0.0, 0.0))[0],
+            cpu_dense_elements=dense.get("CPU", (0.0, 0.0))[1],
+            cpu_expert_bytes=on_cpu[0],
+            cpu_expert_elements=on_cpu[1],
+            cpu_expert_layers=int(on_cpu[2]),
+            cpu_experts_total_bytes=sum(
+                model.layers[i].routed_bytes for i, where in experts.items() if where == "CPU"
+            ),
+            attention_layers=len(model.main_layers) - recurrent,
+            recurrent_layers=recurrent,
+            expert_count=model.expert_count,
+            experts_used=model.experts_used,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """A predicted rate in tokens per second with the range it should fall into."""
+
+    low: float
+    expected: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
+class Prompts:
+    """How an engine takes prompts: tokens per chunk, and the chunk from which experts go to the GPU, in tokens."""
+
+    ubatch: int
+    threshold: int
+    threads: int
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Predicts for one node."""
+
+    node: Node
+    constants: Constants = PUBLISHED
+
+    def decode_s(self, load: Load) -> float:
+        """Expected time of one token in seconds, the engine's graph warm and the context short."""
+        experts = self.read_s(load) + load.cpu_expert_layers * self.constants.cpu_layer_s
+        for index, gpu in enumerate(load.gpus):
+            experts += gpu.expert_bytes / self._gpu_bytes_s(index) + gpu.expert_layers * self.constants.gpu_layer_s
+        return experts + self._dense_s(load) + self.overhead_s(load)
+
+    def read_s(self, load: Load) -> float:
+        """What a token costs in bytes that come from RAM."""
+        return (load.cpu_dense_bytes + load.cpu_expert_bytes) / self._cpu_bytes_s
+
+    def decode(self, load: Load, spread: float) -> Range:
+        """Predicted decode rate.
+
+        The range holds what moving the resident layers may save less or more than expected, and is at least
+        `spread` wide to either side, relative to the expected rate.
+        """
+        expected_s = self.decode_s(load)
+        saved_s = sum(
+            self.saving_s(index, gpu.expert_bytes, gpu.expert_layers) for index, gpu in enumerate(load.gpus)
+        )
+        slow_s = expected_s + saved_s * (1 - self.constants.saving_low)
+        fast_s = expected_s - saved_s * (self.constants.saving_high - 1)
+        slow_s, fast_s = sorted((slow_s, fast_s), reverse=True)
+        return Range(
+            low=min(1 / slow_s, (1 - spread) / expected_s),
+            expected=1 / expected_s,
+            high=max(1 / max(fast_s, expected_s / 2), (1 + spread) / expected_s),
+        )
+
+    def spread(self, model: Model) -> float:
+        """How far a prediction may be off at least, relative, by how alike the measured machine and model are.
+
+        The mean of the 28 published runs is good to 2 %; another machine or model to about 15 %, a machine without a
+        GPU or an unknown architecture to about 35 %.
+        """
+        if self.constants.spread:
+            return self.constants.spread
+        if not self.node.gpus or not model.is_known:
+            return 0.35
+        is_same = "9175F" in self.node.cpu.model and "RTX PRO 6000" in self.node.gpus[0].name
+        return 0.02 if is_same and model.architecture == "qwen35moe" else 0.15
+
+    def saving_s(self, gpu: int, expert_bytes: float, layers: int = 1) -> float:
+        """What a token gains by reading these routed bytes on a GPU and not on the CPU; negative for a slow card."""
+        on_cpu = expert_bytes / self._cpu_bytes_s + layers * self.constants.cpu_layer_s
+        return on_cpu - expert_bytes / self._gpu_bytes_s(gpu) - layers * self.constants.gpu_layer_s
+
+    def prompt_s(self, load: Load, tokens: int, prompts: Prompts) -> float:
+        """Expected time of a prompt in seconds, nothing of it cached."""
+        full, rest = divmod(tokens, prompts.ubatch)
+        rest_s = self._chunk_s(load, rest, prompts) if rest else 0.0
+        return full * self._chunk_s(load, prompts.ubatch, prompts) + rest_s
+
+    def break_even_tokens(self, load: Load, threads: int) -> int | None:
+        """The chunk, in tokens, from which carrying experts to the first GPU is faster; None where it never is."""
+        if not load.gpus or not load.cpu_experts_total_bytes:
+            return None
+        carried_s = (
+            self.constants.prompt_gpu_factor * load.cpu_experts_total_bytes / (self.node.gpus[0].pcie_gb_s * 1e9)
+        )
+        read_s = self._prompt_read_s(load)
+        per_token_s = self._prompt_cpu_s(load, threads)
+        per_token_s -= self.constants.prompt_gpu_factor * 2 * load.cpu_expert_elements / self._gpu_flop_s(0)
+        if per_token_s <= 0:
+            return None
+        return max(math.ceil((carried_s - read_s) / per_token_s), 1)
+
+    def _chunk_s(self, load: Load, tokens: int, prompts: Prompts) -> float:
+        factor = self.constants.prompt_gpu_factor
+        on_gpu = sum(2 * gpu.elements / self._gpu_flop_s(index) for index, gpu in enumerate(load.gpus)) * factor
+        base_s = self._dense_s(load) + self.overhead_s(load) + tokens * on_gpu
+        if load.gpus and tokens >= prompts.threshold:
+            carried_s = load.cpu_experts_total_bytes / (self.node.gpus[0].pcie_gb_s * 1e9)
+            computed_s = tokens * 2 * load.cpu_expert_elements / self._gpu_flop_s(0)
+            return base_s + factor * (carried_s + computed_s)
+        touched = 1 - (1 - load.experts_used / load.expert_count) ** tokens if load.expert_count else 0.0
+        return base_s + touched * self._prompt_read_s(load) + tokens * self._prompt_cpu_s(load, prompts.threads)
+
+    def _prompt_read_s(self, load: Load) -> float:
+        bytes_s = self.node.memory_bandwidth_gb_s * 1e9 * self.constants.prompt_cpu_share
+        return self.constants.prompt_cpu_factor * load.cpu_experts_total_bytes / bytes_s
+
+    def _prompt_cpu_s(self, load: Load, threads: int) -> float:
+        """What one more token of a chunk costs on the CPU; more threads than cores do not help."""
+        flop_s = self.constants.core_flop_s * min(threads, self.node.physical_cores)
+        return self.constants.prompt_cpu_factor * 2 * (load.cpu_expert_elements + load.cpu_dense_elements) / flop_s
+
+    def gpu_read_s(self, gpu: int, size_bytes: float) -> float:
+        """What reading these bytes once costs on a GPU."""
+        return size_bytes / self._gpu_bytes_s(gpu)
+
+    def _dense_s(self, load: Load) -> float:
+        return sum(self.gpu_read_s(index, gpu.dense_bytes) for index, gpu in enumerate(load.gpus))
+
+    def overhead_s(self, load: Load) -> float:
+        """What a token costs beside all bytes and experts: launches, state updates, sampling."""
+        if not load.gpus:
+            return (load.attention_layers + load.recurrent_layers) * self.constants.cpu_only_layer_s
+        attention_s = load.attention_layers * self.constants.attention_s
+        return attention_s + load.recurrent_layers * self.constants.recurrent_s
+
+    @property
+    def _cpu_bytes_s(self) -> float:
+        return self.node.memory_bandwidth_gb_s * 1e9 * self.constants.cpu_share
+
+    def _gpu_bytes_s(self, index: int) -> float:
+        return self.node.gpus[index].bandwidth_gb_s * 1e9 * self.constants.gpu_share
+
+    def _gpu_flop_s(self, index: int) -> float:
+        return self.node.gpus[index].bandwidth_gb_s * 1e9 * self.constants.gpu_flop_per_byte
+
+
+def threshold_tokens(model: Model, dialect: str, offload_batch: int = DEFAULT_OFFLOAD_BATCH) -> int:
+    """The chunk from which the engine carries experts to the GPU, in tokens.
+
+    ik_llama.cpp counts tokens per expert (ggml_backend_cuda_offload_op: tokens * used >= batch * experts), llama.cpp
+    tokens per chunk.
+    """
+    if dialect == "ik" and model.experts_used:
+        return -(-offload_batch * model.expert_count // model.experts_used)
+    return offload_batch

@@ -1,0 +1,78 @@
+"""Has an engine check a plan: on this computer, or on a node through pyinfra."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from moehost import dry_run, rehearse
+from moehost.dry_run import Buffers
+from moehost.gguf import GgufSet
+from moehost.plan import Plan
+
+NODE_ENGINE = "/opt/moehost/engine/current/bin/llama-server"
+DEPLOY = "roles/llama_server/rehearse.py"
+TIMEOUT_S = 300.0
+
+
+class VerifyError(RuntimeError):
+    """Why the engine has not checked the plan, or what it refuses in it; one line."""
+
+
+def ask(made: Plan, found: GgufSet, heads: Sequence[bytes], where: str, inventory: str, overcommit: bool) -> Buffers:
+    """The buffers that an engine allocates for a plan, without the weights.
+
+    + heads: the bytes of the model's headers
+    + where: path of a llama-server on this computer, or a host of the inventory
+    + overcommit: whether vm.overcommit_memory may be set meanwhile, for a machine with less memory than the model
+
+    Raises VerifyError.
+    """
+    is_here = where.startswith("/")
+    with tempfile.TemporaryDirectory(prefix="moehost-verify-") as name:
+        folder = Path(name)
+        headers = folder / "headers.bin"
+        headers.write_bytes(b"".join(heads))
+        job = rehearse.Job(
+            engine=where if is_here else NODE_ENGINE,
+            argv=tuple(made.arguments),
+            env=made.placement.env,
+            shards=rehearse.shards(found),
+            headers=str(headers) if is_here else "headers.bin",
+            folder=None if is_here else ".",
+            timeout_s=TIMEOUT_S,
+            overcommit=overcommit,
+        )
+        (folder / "job.json").write_text(job.to_json())
+        text = _here(folder) if is_here else _there(folder, where, inventory)
+    result = rehearse.Result.parse(text)
+    if result.refusal:
+        raise VerifyError(result.refusal)
+    return dry_run.parse(result.log)
+
+
+def _here(folder: Path) -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", "moehost.rehearse", str(folder / "job.json")], capture_output=True, text=True
+    )
+    if not done.stdout.strip():
+        raise VerifyError(_last(done.stderr))
+    return done.stdout
+
+
+def _there(folder: Path, host: str, inventory: str) -> str:
+    pyinfra = str(Path(sys.executable).with_name("pyinfra"))
+    command = [pyinfra, inventory, "--limit", host, DEPLOY, "--data", f"folder={folder}", "-y"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    result = folder / "result.json"
+    if not result.exists() or not result.read_text().strip():
+        raise VerifyError(f"@{host}: {_last(done.stderr)}")
+    return result.read_text()
+
+
+def _last(talk: str) -> str:
+    lines = [line.strip() for line in talk.splitlines() if line.strip() and not line.startswith("-->")]
+    return lines[-1] if lines else "the engine was not asked, and nothing says why"

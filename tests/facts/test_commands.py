@@ -1,0 +1,324 @@
+"""Facts asked of a real shell: their commands succeed, and are understood, in every half-done state of a node.
+
+The node is a folder; what it has of systemd, apt and dpkg are stand-ins that print what the real ones do.
+"""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from pyinfra.api import StringCommand
+
+from roles.base.facts import Directories
+from roles.facts import DpkgAudit, FileStates, MissingPackages, OsRelease
+from roles.ik_llama.facts import Mirrors, PackageCandidates, PackagedEngine, Release
+from roles.llama_server.facts import ArgumentsProbe, EngineContract, Inputs, InstalledServices, ServiceState
+from roles.models.facts import Fetch, StoredModel
+
+# Folders of the node that the facts name, which lie below the test's folder.
+PREFIXES = ["/opt/moehost", "/etc/systemd/system", "/usr/bin/llama-server", "/etc/os-release"]
+DIGEST = hashlib.sha256(b"").hexdigest()
+
+
+class Node:
+    """A folder with programs of its own first in the search path."""
+
+    def __init__(self, folder):
+        self.folder, self.programs = folder, folder / "programs"
+        self.programs.mkdir()
+        self.search = f"{self.programs}:{os.environ['PATH']}"
+
+    def write(self, path, text="", mode=0o644):
+        """A file at this path of the node."""
+        file = self.folder / path.removeprefix("/")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+        file.chmod(mode)
+        return str(file)
+
+    def program(self, name, script):
+        """A stand-in for a program of the node."""
+        self.write(f"programs/{name}", f"#!/bin/sh\n{script}\n", mode=0o755)
+
+    def ask(self, fact, **arguments):
+        """What pyinfra would make of the fact: its command must succeed; silence is the fact's default."""
+        command = StringCommand(fact().command(**arguments)).get_raw_value()
+        for prefix in PREFIXES:
+            command = command.replace(prefix, f"{self.folder}{prefix}")
+        environment = {**os.environ, "PATH": self.search}
+        done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, env=environment)
+        assert done.returncode == 0, done.stderr
+        lines = done.stdout.splitlines()
+        return fact().process(lines) if lines else fact().default()
+
+
+@pytest.fixture
+def node(tmp_path):
+    return Node(tmp_path)
+
+
+def test_a_file_has_digest_permissions_and_owner(node):
+    path = node.write("/etc/with a blank and 'quotes'", "text", mode=0o600)
+    state = node.ask(FileStates, paths=[path, f"{path}.absent", str(node.folder)])
+    owner = subprocess.run(["stat", "-c", "%U:%G", path], capture_output=True, text=True).stdout.strip()
+    assert state == {path: [hashlib.sha256(b"text").hexdigest(), "600", owner]}
+
+
+def test_directories_that_are_there_and_an_account_that_is_not(node):
+    node.program("getent", "exit 2")
+    (node.folder / "models").mkdir(mode=0o750)
+    there, absent = f"{node.folder}/models", f"{node.folder}/etc"
+    found = node.ask(Directories, paths=[there, absent])
+    assert list(found) == [there]
+    assert found[there].endswith(" 750")
+
+
+def test_an_account_without_directories(node):
+    node.program("getent", '[ "$*" = "passwd moehost" ]')
+    assert node.ask(Directories, paths=[f"{node.folder}/etc"]) == {"account": "present"}
+
+
+def test_a_package_counts_as_installed_only_when_dpkg_is_through_with_it(node):
+    node.program(
+        "dpkg-query",
+        """case $4 in
+        curl) echo installed ;;
+        aria2) echo half-configured ;;
+        removed) echo config-files ;;
+        *) echo "dpkg-query: no packages found matching $4" >&2; exit 1 ;;
+        esac""",
+    )
+    packages = ["curl", "aria2", "removed", "unheard-of"]
+    assert node.ask(MissingPackages, packages=packages) == ["aria2", "removed", "unheard-of"]
+
+
+def test_dpkg_with_nothing_half_done(node):
+    node.program("dpkg", "true")
+    assert node.ask(DpkgAudit) == []
+
+
+def test_dpkg_with_something_half_done(node):
+    node.program("dpkg", '[ "$1" = --audit ] && echo " aria2  High speed download utility"')
+    assert node.ask(DpkgAudit) == [" aria2  High speed download utility"]
+
+
+def test_the_system_says_what_it_is(node):
+    node.write("/etc/os-release", 'ID=debian\nPRETTY_NAME="Debian GNU/Linux 13 (trixie)"\n')
+    assert node.ask(OsRelease)["PRETTY_NAME"] == "Debian GNU/Linux 13 (trixie)"
+
+
+def test_mirrors_are_those_of_the_nodes_own_suite(node):
+    node.program(
+        "apt-get",
+        """[ "$1 $2" = "indextargets --format" ] || exit 100
+        echo "Packages trixie main http://mirror.home.arpa/debian/"
+        echo "Translations trixie main http://wrong.home.arpa/debian/"
+        echo "Packages trixie-updates main http://wrong.home.arpa/debian/"
+        echo "Packages trixie contrib http://wrong.home.arpa/debian/" """,
+    )
+    assert node.ask(Mirrors, codename="trixie") == ["http://mirror.home.arpa/debian/"]
+
+
+def test_a_node_without_mirrors_of_its_suite_has_none(node):
+    node.program("apt-get", "true")
+    assert node.ask(Mirrors, codename="noble") == []
+
+
+def test_packages_that_apt_never_heard_of_have_no_candidate(node):
+    node.program("apt-cache", "true")
+    assert node.ask(PackageCandidates, packages=["llama.cpp-tools"]) == {}
+
+
+def test_no_packaged_engine(node):
+    assert node.ask(PackagedEngine, package="llama.cpp-tools") == {}
+
+
+def test_a_packaged_engine_is_followed_to_its_real_file(node):
+    node.program("dpkg-query", "printf 1:0.7.0+dfsg-2")
+    script = "#!/bin/sh\necho 'version: 0.7.0 (build 11669, commit Debian)' >&2\necho built with GNU\n"
+    real = node.write("/usr/libexec/llama-server", script, mode=0o755)
+    (node.folder / "usr/bin").mkdir()
+    (node.folder / "usr/bin/llama-server").symlink_to(real)
+    assert node.ask(PackagedEngine, package="llama.cpp-tools") == {
+        "package": "1:0.7.0+dfsg-2",
+        "path": real,
+        "sha256": hashlib.sha256(script.encode()).hexdigest(),
+        "version": "version: 0.7.0 (build 11669, commit Debian)",
+    }
+
+
+def test_a_packaged_engine_that_crashes_says_no_version(node):
+    node.program("dpkg-query", "printf 1:0.7.0+dfsg-2")
+    node.write("/usr/bin/llama-server", "#!/bin/sh\nkill -SEGV $$\n", mode=0o755)
+    assert node.ask(PackagedEngine, package="llama.cpp-tools")["version"] == ""
+
+
+@pytest.mark.parametrize("folder", ["/opt", "/opt/moehost/engine", "/opt/moehost/engine/releases"])
+def test_no_release_on_a_fresh_node(node, folder):
+    (node.folder / folder.removeprefix("/")).mkdir(parents=True)
+    assert node.ask(Release) == {"current": "", "releases": []}
+
+
+def test_a_release_without_its_last_file_is_none(node):
+    node.write("/opt/moehost/engine/releases/whole/build.json")
+    node.write("/opt/moehost/engine/releases/half/bin/llama-server")
+    node.write("/opt/moehost/engine/releases/.new/build.json")
+    (node.folder / "opt/moehost/engine/current").symlink_to("releases/whole")
+    assert node.ask(Release) == {"current": "whole", "releases": ["whole"]}
+
+
+def test_no_engine_has_no_contract(node):
+    (node.folder / "opt/moehost/engine").mkdir(parents=True)
+    (node.folder / "opt/moehost/engine/current").symlink_to("releases/gone")
+    assert node.ask(EngineContract) == {}
+
+
+def test_an_engine_in_its_own_words_whatever_it_exits_with(node):
+    node.write("/opt/moehost/engine/current/build.json", '{\n  "dialect": "ik"\n}\n')
+    script = """#!/bin/sh
+        [ "$1" = --version ] && echo "version: 4840 (8337e4cd3)" >&2 && exit
+        echo "  -c N  context"
+        exit 1
+        """
+    node.write("/opt/moehost/engine/current/bin/llama-server", script, mode=0o755)
+    contract = node.ask(EngineContract)
+    assert json.loads(contract["build"]) == {"dialect": "ik"}
+    assert (contract["version"], contract["help"]) == ("version: 4840 (8337e4cd3)", "  -c N  context")
+
+
+def test_arguments_reach_the_engine_as_they_are(node):
+    node.write(
+        "/opt/moehost/engine/current/bin/llama-server", "#!/bin/sh\nprintf '%s\\n' \"$@\" >&2; exit 1\n", mode=0o755
+    )
+    arguments = ["-ot", "blk[.](3|4)[.]ffn_.*=CPU,a=b", "--alias", "a b", "--seed", "-1", "$HOME *"]
+    assert node.ask(ArgumentsProbe, arguments=arguments).splitlines() == arguments
+
+
+SYSTEMCTL = """case "$*" in
+*--value*) echo {pid} ;;
+show*) echo ActiveState=active ;;
+esac"""
+
+
+def test_a_running_service_is_known_by_what_its_process_was_started_with(node):
+    environment = {**os.environ, "MOEHOST_GENERATION": "61062d4d67d99f8d"}
+    server = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, env=environment)
+    try:
+        node.program("systemctl", SYSTEMCTL.format(pid=server.pid))
+        node.program(
+            "ss", f"""echo 'LISTEN 0 512 127.0.0.1:8080 0.0.0.0:* users:(("llama-server",pid={server.pid},fd=7))'"""
+        )
+        state = node.ask(ServiceState, unit="llama-server-tiny.service", port=8080)
+    finally:
+        server.communicate()
+    assert state == {"ActiveState": "active", "generation": "61062d4d67d99f8d", "port_holder": ""}
+
+
+def test_a_port_that_another_program_has(node):
+    node.program("systemctl", SYSTEMCTL.format(pid=0))
+    node.program(
+        "ss",
+        """[ "$2" = "sport = :8080" ] || exit 1
+        echo 'LISTEN 0 5 127.0.0.1:8080 0.0.0.0:* users:(("python3",pid=812,fd=3),("python3",pid=813,fd=3))'""",
+    )
+    state = node.ask(ServiceState, unit="llama-server-tiny.service", port=8080)
+    assert (state["generation"], state["port_holder"]) == ("", '"python3",pid=812')
+
+
+def test_what_a_service_reads_at_its_start(node):
+    (node.folder / "opt/moehost/engine").mkdir(parents=True)
+    (node.folder / "opt/moehost/engine/current").symlink_to("releases/one")
+    node.write("/srv/m/manifest.json")
+    keys = node.write("/etc/keys", "secret\n")
+    arguments = {"model_dir": f"{node.folder}/srv/m", "keys": keys}
+    before = node.ask(Inputs, **arguments)
+    engine, model, secret = before.splitlines()
+    assert (engine, model) == ("releases/one", f"{DIGEST}  {node.folder}/srv/m/manifest.json")
+    assert "secret" not in secret
+    assert hashlib.sha256(b"secret\n").hexdigest() not in secret
+    node.write("/etc/keys.new", "another secret\n")
+    os.replace(f"{keys}.new", keys)  # noqa: PTH105
+    assert node.ask(Inputs, **arguments) != before
+
+
+def test_a_fresh_node_has_nothing_to_read(node):
+    assert node.ask(Inputs, model_dir=f"{node.folder}/srv/m", keys=f"{node.folder}/etc/keys") == ""
+
+
+def test_units_of_others_are_not_ours(node):
+    for unit in ("llama-server-tiny.service", "llama-server.service", "llama-server-a.service.d", "ssh.service"):
+        node.write(f"/etc/systemd/system/{unit}")
+    assert node.ask(InstalledServices) == ["llama-server-tiny.service"]
+
+
+def test_a_node_without_units(node):
+    assert node.ask(InstalledServices) == []
+
+
+MANIFEST = {
+    "model": "m",
+    "source": "file:m.gguf",
+    "revision": None,
+    "files": [{"name": "m.gguf", "size_bytes": 4, "sha256": DIGEST}],
+    "architecture": "qwen35moe",
+    "tensors": 76,
+}
+
+
+def test_a_whole_model(node):
+    node.write("/srv/m/manifest.json", json.dumps(MANIFEST) + "\n")
+    node.write("/srv/m/m.gguf", "GGUF")
+    stored = node.ask(StoredModel, folder=f"{node.folder}/srv/m")
+    assert stored.to_json() == MANIFEST | {"files": tuple(MANIFEST["files"])}
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {},
+        {"m.gguf": "GGUF"},
+        {"manifest.json": "", "m.gguf": "GGUF"},
+        {"manifest.json": json.dumps(MANIFEST)[:50], "m.gguf": "GGUF"},
+        {"manifest.json": json.dumps(MANIFEST)},
+        {"manifest.json": json.dumps(MANIFEST), "other.gguf": "GGUF"},
+        {"manifest.json": json.dumps(MANIFEST), "m.gguf": "GGU"},
+    ],
+    ids=["nothing", "no manifest", "empty manifest", "cut-off manifest", "no file", "another file", "cut-off file"],
+)
+def test_a_model_that_is_not_whole_is_not_there(node, files):
+    for name, text in files.items():
+        node.write(f"/srv/m/{name}", text)
+    assert node.ask(StoredModel, folder=f"{node.folder}/srv/m") is None
+
+
+def fetch(node):
+    return node.ask(
+        Fetch,
+        unit="moehost-fetch-m.service",
+        job=f"{node.folder}/m.job.json",
+        progress=f"{node.folder}/progress.json",
+    )
+
+
+def test_no_fetch_yet(node):
+    node.program("systemctl", "echo inactive; exit 3")
+    assert fetch(node) == {"active": False, "job": None, "progress": {}}
+
+
+@pytest.mark.parametrize(
+    "text", ["a * of [tm]*", "C:\\new\\x00", "two  blanks", "a\nb", "quote \" and '", "key=value", "ä"]
+)
+def test_a_fetch_is_read_literally(node, text):
+    node.program("systemctl", '[ "$*" = "is-active moehost-fetch-m.service" ] && echo activating; exit 3')
+    node.write("/m.job.json", json.dumps({"source": text}) + "\n")
+    node.write("/progress.json", json.dumps({"error": text}) + "\n")
+    assert fetch(node) == {"active": True, "job": {"source": text}, "progress": {"error": text}}
+
+
+def test_a_job_that_was_cut_off_is_none(node):
+    node.program("systemctl", "echo inactive; exit 3")
+    node.write("/m.job.json", '{"model": "m", "sour')
+    assert fetch(node)["job"] is None

@@ -1,0 +1,57 @@
+"""One test for each file of `<module>.<Fact>/`: the command that a fact is, and what it makes of the output."""
+
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+from pyinfra.api import FactBase
+from pyinfra_testing.facts import make_fact_tests
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+FOLDERS = sorted(path for path in HERE.iterdir() if "." in path.name and path.is_dir())
+
+# The harness only warns about a case that does not say which command it expects.
+pytestmark = pytest.mark.filterwarnings("error::UserWarning")
+
+for _folder in FOLDERS:
+    globals()[_folder.name] = make_fact_tests("roles", _folder.name, _folder)
+
+FACTS = {}
+for _file in sorted((ROOT / "roles").rglob("facts.py")):
+    _module = ".".join(_file.relative_to(ROOT / "roles").with_suffix("").parts)
+    for _each in vars(import_module(f"roles.{_module}")).values():
+        if isinstance(_each, type) and issubclass(_each, FactBase) and _each.__module__ == f"roles.{_module}":
+            FACTS[f"{_module}.{_each.__name__}"] = _each
+
+# What a fact says of a node that prints nothing, which is what a plan of a fresh node is made from.
+OF_NOTHING = {
+    "base.facts.Directories": {},
+    "facts.DpkgAudit": [],
+    "facts.FileStates": {},
+    "facts.Machine": {},
+    "facts.MissingPackages": [],
+    "facts.OsRelease": {},
+    "ik_llama.facts.Mirrors": [],
+    "ik_llama.facts.PackageCandidates": {},
+    "ik_llama.facts.PackagedEngine": {},
+    "ik_llama.facts.Release": {},
+    "llama_server.facts.ArgumentsProbe": "",
+    "llama_server.facts.EngineContract": {},
+    "llama_server.facts.Inputs": "",
+    "llama_server.facts.InstalledServices": [],
+    "llama_server.facts.ModelHeaders": [],
+    "llama_server.facts.ServiceState": {},
+    "models.facts.Fetch": {},
+    "models.facts.StoredModel": None,
+}
+
+
+@pytest.mark.parametrize("fact", FACTS)
+def test_every_fact_has_cases(fact):
+    assert list((HERE / fact).glob("*.yaml"))
+
+
+@pytest.mark.parametrize("fact", FACTS)
+def test_silence_means_nothing_is_there(fact):
+    assert FACTS[fact]().default() == OF_NOTHING[fact]

@@ -1,0 +1,88 @@
+"""The node fetches a split model from a hub, is cut off, goes on, and serves it."""
+
+import subprocess
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, changes
+
+from moehost import synthetic
+
+REVISION = "0123456789abcdef0123456789abcdef01234567"
+TOKEN = "hf_a-token-that-must-not-be-seen"
+RATE_BYTES_S = 3_000_000
+
+
+@pytest.fixture(scope="module")
+def hub(node, tmp_path_factory):
+    """Address of a hub in the node that holds a model in three shards and wants a token."""
+    folder = tmp_path_factory.mktemp("hub")
+    synthetic.write(folder / "split.gguf", synthetic.Shape(shards=3, seed=1))
+    node.run("mkdir -p /srv/hub")
+    for path in [*folder.glob("*.gguf"), ROOT / "tests/fixtures/http_server.py", Path(__file__).with_name("hub.py")]:
+        subprocess.run(["podman", "cp", str(path), f"{node.name}:/srv/hub/{path.name}"], check=True)
+    node.run(f"systemd-run --quiet --unit=hub python3 /srv/hub/hub.py /srv/hub {TOKEN} {REVISION} {RATE_BYTES_S}")
+    node.run("for i in $(seq 100); do test -e /srv/hub/url && exit 0; sleep 0.1; done; exit 1")
+    yield node.run("cat /srv/hub/url")
+    node.run("systemctl stop hub; rm -rf /srv/hub /srv/models/split")
+    changes(node.deploy())
+
+
+@pytest.fixture
+def settings(node, hub, tmp_path):
+    (tmp_path / "token").write_text(f"{TOKEN}\n")
+    model = {"name": "split", "source": f"hf://OWNER/REPO/tiny@{REVISION}"}
+    return node.changed_settings(model=model) | {"hf_endpoint": hub, "hf_token_file": str(tmp_path / "token")}
+
+
+def test_a_fetch_that_is_killed_goes_on_and_the_model_is_served(node, settings):
+    before = node.process
+
+    def kill():
+        # Once some bytes are there; the deploy that watches must fail with a reason, and the old model go on.
+        for _ in range(200):
+            held = node.run("du -sk /srv/models/.incoming/split 2>/dev/null | cut -f1 || true")
+            if int(held or 0) > 4000:
+                node.run("systemctl kill --signal=KILL moehost-fetch-split.service")
+                return
+            time.sleep(0.1)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    failed = node.deploy(settings)
+    killer.join()
+    assert failed.returncode == 1, "the fetch was never killed"
+    assert "model split:" in failed.stderr
+    assert node.process == before
+    assert "split" not in node.run("ls /srv/models").split()
+
+    sent_before = node.run("du -sk /srv/models/.incoming/split | cut -f1")
+    second = node.deploy(settings)
+    assert int(sent_before) > 4000
+    assert "Models | Have split in the store" in changes(second)
+    assert "split: download" in second.stderr, "no progress was shown"
+    assert node.run("ls /srv/models/split").split() == [
+        "manifest.json",
+        *(f"split-0000{n}-of-00003.gguf" for n in (1, 2, 3)),
+        "tensors.json",
+    ]
+    assert "/srv/models/split/split-00001-of-00003.gguf" in node.run(
+        f"systemctl show --property ExecStart {node.unit}"
+    )
+    assert changes(node.deploy(settings)) == []
+
+
+def test_the_token_is_nowhere_to_be_seen(node, settings):
+    changes(node.deploy(settings))
+    assert node.run("stat -c '%a %U' /etc/moehost/hub-token") == "600 root"
+    assert node.run(f"grep -rl {TOKEN} /etc /srv/models /var/log /run/systemd/transient 2>/dev/null || true") == (
+        "/etc/moehost/hub-token"
+    )
+    # The journal knows the hub of this test by its command line, which has the token; nobody else may have it.
+    units = node.run(
+        f"journalctl --no-pager --output json --output-fields=MESSAGE,_SYSTEMD_UNIT | grep {TOKEN} || true"
+    )
+    assert "moehost" not in units
+    assert "llama-server" not in units

@@ -1,0 +1,136 @@
+"""Remote headers: read by ranges from a loopback server, which also plays the servers that misbehave."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from moehost.gguf import GgufError, read_set
+from moehost.remote import read_url
+from tests.unit.full_size import Layout, qwen35_397b, write, write_split
+
+
+class Hub(ThreadingHTTPServer):
+    """Serves one folder; `mode` says how well, `log` keeps what was asked and with which credential."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.folder, self.mode = folder, "ranges"
+        self.log: list[tuple[str, str | None, str | None]] = []
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Hub
+
+    def log_message(self, *_: object) -> None:
+        """Keeps the test's output quiet."""
+
+    def do_GET(self) -> None:
+        wanted = self.headers["Range"]
+        self.server.log.append((self.path, wanted, self.headers["Authorization"]))
+        if self.path.startswith("/hub/"):
+            self.send_response(302)
+            self.send_header("Location", self.path.removeprefix("/hub"))
+            self.end_headers()
+            return
+        path = self.server.folder / self.path.partition("?")[0].lstrip("/")
+        if not path.exists():
+            self.send_error(404)
+            return
+        total = path.stat().st_size
+        first, last = (int(part) for part in wanted.removeprefix("bytes=").split("-"))
+        if self.server.mode == "shifted":
+            first += 1
+        if self.server.mode == "growing":
+            total += len(self.server.log)
+        with path.open("rb") as file:
+            if self.server.mode == "whole":
+                self.send_response(200)
+                self.send_header("Content-Length", str(total))
+                self.end_headers()
+                while data := file.read(1 << 16):
+                    try:
+                        self.wfile.write(data)
+                    except OSError:  # the reader has what it wants and has gone
+                        return
+            file.seek(first)
+            data = file.read(last - first + 1)
+        self.send_response(206)
+        self.send_header("Content-Range", f"bytes {first}-{first + len(data) - 1}/{total}")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> Iterator[Hub]:
+    with Hub(tmp_path) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+SMALL = Layout({"general.architecture": "llama"}, [(f"{name}.weight", (64, 4), "Q8_0") for name in "abc"], 50)
+
+
+class TestReading:
+    def test_the_full_header_comes_in_growing_windows_and_nothing_beyond(self, hub: Hub) -> None:
+        path = write(hub.folder / "full.gguf", qwen35_397b())
+        found = read_url(f"{hub.url}/full.gguf")
+        assert found.tensors == read_set([path]).tensors
+        assert found.size_bytes == path.stat().st_size
+        assert [wanted for _, wanted, _ in hub.log] == [
+            "bytes=0-1048575",
+            "bytes=1048576-3145727",
+            "bytes=3145728-7340031",
+            "bytes=7340032-15728639",
+        ]
+
+    def test_a_split_set_is_followed_through_all_its_shards(self, hub: Hub) -> None:
+        paths = write_split(hub.folder, SMALL, 3)
+        found = read_url(f"{hub.url}/model-00002-of-00003.gguf?download=true")
+        assert found.tensors == read_set(paths).tensors
+        assert [path for path, _, _ in hub.log] == [f"/{path.name}?download=true" for path in paths]
+
+    def test_a_server_without_ranges_is_read_until_the_header_ends(self, hub: Hub) -> None:
+        path = write(hub.folder / "full.gguf", qwen35_397b())
+        hub.mode = "whole"
+        assert read_url(f"{hub.url}/full.gguf").tensors == read_set([path]).tensors
+        assert len(hub.log) == 1
+
+    def test_the_token_stays_with_the_first_host(self, hub: Hub) -> None:
+        write(hub.folder / "small.gguf", SMALL)
+        read_url(f"{hub.url}/hub/small.gguf", token="secret")
+        assert [credential for _, _, credential in hub.log] == ["Bearer secret", None]
+
+
+class TestFaults:
+    def test_a_missing_file_is_named(self, hub: Hub) -> None:
+        with pytest.raises(GgufError, match=r"none[.]gguf: cannot be fetched .*404.*; check its host"):
+            read_url(f"{hub.url}/none.gguf")
+
+    @pytest.mark.parametrize("mode", ["shifted", "growing"])
+    def test_a_server_that_answers_ranges_wrongly_is_refused(self, hub: Hub, mode: str) -> None:
+        write(hub.folder / "full.gguf", qwen35_397b())
+        hub.mode = mode
+        with pytest.raises(GgufError, match=r"ranges wrongly|changed while it was read"):
+            read_url(f"{hub.url}/full.gguf")
+
+    def test_no_server_is_a_fault_in_one_line(self) -> None:
+        with pytest.raises(GgufError, match="cannot be fetched"):
+            read_url("http://127.0.0.1:9/model.gguf")
+
+    @pytest.mark.parametrize("url", ["file:///etc/passwd", "http://host.example/m.gguf", "m.gguf"])
+    def test_an_address_that_is_not_safe_is_refused(self, url: str) -> None:
+        with pytest.raises(ValueError, match=r"is not (encrypted|whole)"):
+            read_url(url)

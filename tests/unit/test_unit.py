@@ -1,0 +1,190 @@
+"""Units: how words are written into them, and the whole text of three, as golden files.
+
+`UPDATE_GOLDEN=1 pytest tests/unit/test_unit.py` writes `fixtures/units/` anew; read the difference before you commit.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from jinja2 import UndefinedError
+
+from moehost import settings
+from moehost.hardware import Node
+from moehost.plan import make
+from moehost.unit import exec_line
+from roles.llama_server.operations import unit_text
+from roles.operations import render
+from tests.unit.full_size import as_set, qwen35_397b
+from tests.unit.machines import epyc_9175f
+
+GOLDEN = Path(__file__).parents[1] / "fixtures/units"
+
+
+def service(**more: Any) -> settings.Service:
+    model = {"name": "Qwen3.5-397B-A17B-IQ4_NL", "source": "file:///srv/q-00001-of-00006.gguf"}
+    return settings.read({"services": [{"name": "qwen", "model": model, **more}]}).services[0]
+
+
+def unit(dialect: str, node: Node, **more: Any) -> str:
+    """The unit of a service as it is planned for a machine."""
+    wanted = service(**more)
+    path = "/srv/models/Qwen3.5-397B-A17B-IQ4_NL/q-00001-of-00006.gguf"
+    plan = make(wanted, path, HEADERS, node, dialect)
+    return unit_text(wanted, plan, path, generation="0123456789abcdef")
+
+
+HEADERS = as_set(qwen35_397b())
+UNITS = {
+    "cpu": unit("llama.cpp", epyc_9175f(0), context=8192, ubatch=512),
+    "gpus": unit("ik", epyc_9175f(2), server_args=["--chat-template-file", "/srv/a b.jinja"]),
+    "open": unit("llama.cpp", epyc_9175f(0), host="0.0.0.0", port=9000, memory_max="700G", start_timeout_s=600),
+}
+
+
+def directives(text: str) -> list[tuple[str, str]]:
+    """Key and value of each directive, in order; comments and sections left out."""
+    lines = [line for line in text.splitlines() if "=" in line and not line.startswith("#")]
+    return [tuple(line.split("=", 1)) for line in lines]  # type: ignore[misc]
+
+
+def values(text: str, key: str) -> list[str]:
+    return [value for name, value in directives(text) if name == key]
+
+
+class TestExecLine:
+    def test_plain_words_stay_as_they_are(self) -> None:
+        words = [
+            "/opt/x/llama-server",
+            "-ts",
+            "1,0.5",
+            "--host",
+            "::1",
+            "-ot",
+            "blk[.](3|4)[.]ffn_(up|gate)_exps=CPU",
+        ]
+        assert exec_line(words) == " ".join(words)
+
+    def test_specifiers_are_left_to_work(self) -> None:
+        assert exec_line(["--api-key-file", "%d/api-keys"]) == "--api-key-file %d/api-keys"
+
+    @pytest.mark.parametrize("word", ["", "a b", "a;b", ";", "it's", "{1}", "a&b", "#a", "~", "ä", "a\tb"])
+    def test_other_words_are_quoted(self, word: str) -> None:
+        assert exec_line(["/bin/x", word]) == f'/bin/x "{word}"'
+
+    @pytest.mark.parametrize("character", ["\\", "$", '"', "\n"])
+    def test_what_systemd_and_quadlet_read_differently_is_refused(self, character: str) -> None:
+        with pytest.raises(ValueError, match="which a unit would change"):
+            exec_line(["/bin/x", f"a{character}b"])
+
+    @given(st.lists(st.text(st.characters(exclude_characters='\\$"\n', exclude_categories=["Cc", "Cs"]))))
+    def test_words_come_out_as_they_went_in(self, words: list[str]) -> None:
+        # shlex reads double quotes as systemd does where there is no backslash.
+        assert shlex.split(exec_line(words)) == words
+
+
+class TestGolden:
+    @pytest.mark.parametrize("name", UNITS)
+    def test_the_whole_unit(self, name: str) -> None:
+        file = GOLDEN / f"{name}.service"
+        if os.environ.get("UPDATE_GOLDEN"):
+            file.write_text(UNITS[name])
+        assert UNITS[name] == file.read_text()
+
+    def test_every_file_has_its_unit(self) -> None:
+        assert {path.stem for path in GOLDEN.iterdir()} == set(UNITS)
+
+
+@pytest.mark.parametrize("text", UNITS.values(), ids=UNITS)
+class TestEveryUnit:
+    def test_no_line_is_left_of_the_template(self, text: str) -> None:
+        assert "{" not in text
+        assert "}" not in text
+
+    def test_a_percent_sign_is_a_specifier_that_is_meant(self, text: str) -> None:
+        # %d: the credentials' directory; a lone % stands in a size. Everything else systemd would expand.
+        assert set(re.findall(r"%.", text, re.DOTALL)) <= {"%d", "%\n"}
+        assert "--api-key-file %d/api-keys" in values(text, "ExecStart")[0]
+
+    def test_the_command_line_is_the_engines(self, text: str) -> None:
+        program, *words = shlex.split(values(text, "ExecStart")[0])
+        assert program == "/opt/moehost/engine/current/bin/llama-server"
+        assert words[words.index("-m") + 1] == values(text, "ExecStartPre")[0].split()[1]
+
+    def test_no_directive_is_empty_that_should_not_be(self, text: str) -> None:
+        assert [key for key, value in directives(text) if not value] == [
+            "CapabilityBoundingSet",
+            "AmbientCapabilities",
+        ]
+
+    def test_a_directive_that_may_stand_once_stands_once(self, text: str) -> None:
+        several = {"Environment", "ExecStartPost", "SystemCallFilter"}
+        keys = [key for key, _ in directives(text) if key not in several]
+        assert len(keys) == len(set(keys))
+
+    def test_the_unit_is_ready_only_when_it_has_answered_warm(self, text: str) -> None:
+        wait, warm = values(text, "ExecStartPost")
+        assert wait.split()[0].endswith("/wait-ready")
+        assert warm.split()[0].endswith("/warm-up")
+        assert wait.split()[1] == warm.split()[1]
+        assert wait.split()[2] == values(text, "TimeoutStartSec")[0]
+
+    @pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="systemd-analyze is not installed")
+    def test_systemd_understands_every_line(self, text: str, tmp_path: Path) -> None:
+        # The programs are not on this computer.
+        here = re.sub(r"^(Exec\w+=)/\S+", r"\1/bin/true", text, flags=re.MULTILINE)
+        path = tmp_path / "llama-server-qwen.service"
+        path.write_text(here)
+        verify = subprocess.run(["systemd-analyze", "verify", path], capture_output=True, text=True)
+        assert [line for line in verify.stderr.splitlines() if path.name in line] == []
+
+
+class TestVariants:
+    def test_without_gpus_there_are_no_devices(self) -> None:
+        assert values(UNITS["cpu"], "PrivateDevices") == ["yes"]
+        assert values(UNITS["cpu"], "DeviceAllow") == []
+        assert "AF_NETLINK" not in values(UNITS["cpu"], "RestrictAddressFamilies")[0]
+
+    def test_gpus_are_the_only_devices(self) -> None:
+        assert values(UNITS["gpus"], "DevicePolicy") == ["closed"]
+        assert values(UNITS["gpus"], "DeviceAllow") == ["char-nvidia* rw"]
+        assert values(UNITS["gpus"], "PrivateDevices") == ["no"]
+
+    def test_a_server_on_loopback_talks_to_nobody_else(self) -> None:
+        assert values(UNITS["cpu"], "IPAddressDeny") == ["any"]
+        assert values(UNITS["cpu"], "IPAddressAllow") == ["localhost"]
+
+    def test_a_server_for_others_is_reached_by_them_on_its_port_alone(self) -> None:
+        assert values(UNITS["open"], "IPAddressDeny") == []
+        assert values(UNITS["open"], "SocketBindDeny") == ["any"]
+        assert values(UNITS["open"], "SocketBindAllow") == ["tcp:9000"]
+        assert values(UNITS["open"], "ExecStartPost")[0].split()[1] == "http://127.0.0.1:9000"
+
+    def test_settings_arrive_in_their_directives(self) -> None:
+        assert values(UNITS["open"], "MemoryMax") == ["700G"]
+        assert values(UNITS["open"], "TimeoutStartSec") == ["600"]
+
+    def test_an_argument_with_a_blank_is_one_word(self) -> None:
+        assert shlex.split(values(UNITS["gpus"], "ExecStart")[0])[-1] == "/srv/a b.jinja"
+
+
+class TestRender:
+    def test_a_variable_that_is_missing_is_an_error(self) -> None:
+        with pytest.raises(UndefinedError, match="'mirror' is undefined"):
+            render("ik_llama/suite.sources.j2", suite="forky")
+
+    def test_an_attribute_that_is_missing_is_an_error(self) -> None:
+        with pytest.raises(UndefinedError, match="has no attribute 'model'"):
+            render("llama_server/llama-server.service.j2", service=object())
+
+    def test_a_text_ends_with_its_line(self) -> None:
+        assert render("llama_server/preflight.j2").endswith("\n")
