@@ -35,7 +35,7 @@ def render(template: str, **values: Any) -> str:
 def refuse(reason: str) -> FunctionCommand:
     """The command that fails this host with one line (an exception would end the run of every host)."""
     if not state.is_executing:
-        logger.warning("    [%s] will fail: %s", host.name, reason)
+        logger.warning("[%s] will fail: %s", host.name, reason)
     return FunctionCommand(_refused, (reason,), {})
 
 

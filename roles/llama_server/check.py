@@ -39,7 +39,7 @@ def rehearsal(plan: Plan, key: str) -> dict[str, Any]:
     for each in differences:
         if not each.is_within:
             logger.info(
-                "    [%s] %s %s: the ledger says %.0f MiB, the engine %s",
+                "[%s] %s %s: the ledger says %.0f MiB, the engine %s",
                 *(host.name, each.device, each.what, each.ledger_mib, each.engine_mib),
             )
     margins = list(dry_run.corrected_margins(rows, buffers))

@@ -178,7 +178,7 @@ def _tried(
     if record.get("key") == key:
         return dict(record)
     if state.get("MainPID") not in (None, "0"):
-        logger.info("    [%s] %s: holds the cards, so the new plan is not tried before", host.name, service.name)
+        logger.info("[%s] %s: holds the cards, so the new plan is not tried before", host.name, service.name)
         return None
     return check.rehearsal(plan, key)
 
@@ -190,7 +190,7 @@ def _tell(name: str, before: str, after: dict[str, Any]) -> None:
     except ValueError:
         lines = iter(["the plan before can't be read"])
     for line in [*lines, *(f"warning: {warning}" for warning in after["warnings"])]:
-        logger.info("    [%s] %s: %s", host.name, name, line)
+        logger.info("[%s] %s: %s", host.name, name, line)
 
 
 def _problem(where: str, service: Service, plan: Plan, contract: dict[str, str], state: dict[str, Any]) -> str | None:
