@@ -92,7 +92,8 @@ def plan(
     Example:
         moehost plan --model /srv/models/qwen/Q-00001-of-00006.gguf --node node.json
         moehost plan --model hf://OWNER/REPO/PATH@COMMIT --node @epyc.home.arpa --context 131072 --json
-        moehost plan --model Q.gguf --node node.json --compare cpu-moe,auto
+        moehost plan --model Q.gguf --node node.json --compare cpu-moe,auto,tensor-split \\
+                     --gpu-experts 0-12 --gpu-experts 47-59
         moehost plan --model hf://OWNER/REPO/PATH@COMMIT --node @epyc.home.arpa --verify @epyc.home.arpa
     """
     differences: list[Difference] = []
@@ -105,7 +106,11 @@ def plan(
         for name in names:
             if name not in PLACEMENTS:
                 raise ValueError(f"--compare: {name!r} is not one of {', '.join(PLACEMENTS)}")
-            service = _service(**{**wishes, "placement": name})
+            # Side by side, the layers and rules that are given belong to the placements that take them.
+            foreign = {"gpu_experts": (), "rules": ()} if compare else {}
+            own = {"tensor-split": "gpu_experts", "manual": "rules"}.get(name)
+            mine = {own: wishes[own]} if own else {}
+            service = _service(**{**wishes, **foreign, **mine, "placement": name})
             path = model if Path(model).exists() else found.headers[0].name
             plans[name] = planning.make(service, path, found, machine, engine, constants)
         if verify:

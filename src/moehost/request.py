@@ -71,9 +71,16 @@ def check(request: Request, model: Model, node: Node) -> None:
         raise PlacementError(
             f"margins_mib: is {list(request.margins_mib)}; give MiB to keep free, one or one per GPU"
         )
-    for key, owner in (("gpu_experts", "tensor-split"), ("rules", "manual")):
-        if bool(getattr(request, key)) is not (request.placement == owner):
-            raise PlacementError(f"{key}: belongs to placement {owner}, which needs it, and to no other")
+    owners = {
+        "gpu_experts": ("tensor-split", "the layers of each card, e.g. 0-12"),
+        "rules": ("manual", "REGEX=DEVICE"),
+    }
+    for key, (owner, form) in owners.items():
+        given, wanted = bool(getattr(request, key)), request.placement == owner
+        if wanted and not given:
+            raise PlacementError(f"{key}: placement {owner} needs it; give {form}")
+        if given and not wanted:
+            raise PlacementError(f"{key}: belongs to placement {owner} and to no other; leave it out")
     if request.tensor_split and request.placement == "auto":
         raise PlacementError("tensor_split: placement auto chooses it; leave it out, or take another placement")
     if request.batch and request.ubatch and request.batch < request.ubatch:

@@ -228,7 +228,7 @@ REFUSALS = {
     ),
     "a wish that belongs to another placement": (
         {"states": INACTIVE, "rules": ["blk[.]1[.]ffn_up_exps=CPU"]},
-        "services[3]: rules: belongs to placement manual, which needs it, and to no other",
+        "services[3]: rules: belongs to placement manual and to no other; leave it out",
     ),
     "an unknown flag": (
         {"states": INACTIVE, "server_args": ["--metricss"], "probe": None},

@@ -87,7 +87,7 @@ def test_what_does_not_fit_ends_with_3_and_says_what_would(folder: Path) -> None
         (["--context", "1"], "--context: 1: input should be greater than or equal to 512"),
         (["--workload", "many"], "--workload: 'many' is not PROMPT,ANSWER; write e.g. 4096,512"),
         (["--compare", "auto,best"], "--compare: 'best' is not one of auto, cpu-moe, tensor-split, manual"),
-        (["--rule", "blk=CPU"], "rules: belongs to placement manual, which needs it, and to no other"),
+        (["--rule", "blk=CPU"], "rules: belongs to placement manual and to no other; leave it out"),
         (["--placement", "manual", "--rule", r"blk\.1=CPU"], "rule 'blk\\\\.1=CPU': cannot have"),
         (["--placement", "tensor-split", "--gpu-experts", "5-1"], "'5-1': write layers as 0-12,47"),
     ],
@@ -127,6 +127,15 @@ def test_placements_side_by_side(folder: Path) -> None:
     text = plan(folder, "--context", "262144", "--compare", "cpu-moe,auto").stdout
     assert "predicted, not measured" in text
     assert "22.5 (" in text
+
+
+def test_side_by_side_layers_belong_to_the_placement_that_takes_them(folder: Path) -> None:
+    layers = ["--gpu-experts", "0-12", "--gpu-experts", "47-59"]
+    made = planned(folder, "--compare", "cpu-moe,auto,tensor-split", *layers, node="node2.json")
+    counts = {name: [len(made[name]["experts"][f"CUDA{n}"]) for n in range(2)] for name in made}
+    assert counts["cpu-moe"] == [0, 0]
+    assert counts["tensor-split"] == [13, 13]
+    assert min(counts["auto"]) > 13
 
 
 def test_measurements_replace_published_constants(folder: Path, tmp_path: Path) -> None:

@@ -316,7 +316,7 @@ class TestRefusals:
             ({"placement": "cpu-moe", "tensor_split": (0.0,)}, "one share per GPU"),
             ({"tensor_split": (1.0,)}, "placement auto chooses it"),
             ({"rules": ("exps=CPU",)}, "rules: belongs to placement manual"),
-            ({"placement": "tensor-split"}, "gpu_experts: belongs to placement tensor-split, which needs it"),
+            ({"placement": "tensor-split"}, "gpu_experts: placement tensor-split needs it"),
             ({"margins_mib": (-5,)}, "margins_mib: is [-5]"),
             ({"placement": "manual", "rules": ("exps=CUDA1",)}, "has 1 GPU(s), so no CUDA1"),
             ({"mtp": True}, "the file has no multi-token-prediction layer"),
