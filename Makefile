@@ -1,6 +1,6 @@
 # moehost: `make demo` shows it, `make test` proves it, `make` lists the rest.
 .DEFAULT_GOAL := help
-.PHONY: help setup host-packages demo test test-quick test-molecule test-interrupted lint format lock clean
+.PHONY: help setup host-packages demo test test-quick test-molecule test-interrupted test-engine lint format lock clean
 SHELL := /bin/sh
 
 PYTHON ?= python3
@@ -34,7 +34,7 @@ demo: setup ## Start the sandbox, provision it, ask its model something
 	moehost sandbox ask "What is a mixture of experts?"
 	@scripts/next-steps
 
-test: lint test-quick test-molecule test-interrupted ## Everything
+test: lint test-quick test-engine test-molecule test-interrupted ## Everything
 	@echo "== all tests passed"
 
 test-quick: setup ## Unit tests, fact and operation cases, smoke of the whole deploy: no container
@@ -47,6 +47,9 @@ test-molecule: setup ## A container node: converge, idempotence, testinfra, refu
 test-interrupted: setup ## Kill the deploy ten times at random moments; each next run must converge
 	moehost tiny-model
 	pytest tests/interrupted --capture=no
+
+test-engine: setup ## The ledger against a real ik_llama.cpp; skipped without IK_LLAMA_SOURCE (a built checkout)
+	pytest tests/engine
 
 lint: setup ## ruff, mypy --strict, shellcheck
 	ruff check .

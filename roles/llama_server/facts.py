@@ -67,6 +67,37 @@ class ArgumentsProbe(FactBase[str]):
         return "\n".join(output)
 
 
+class Rehearsal(FactBase[dict[str, Any]]):
+    """What `moehost.rehearse` prints for a job: the engine allocates the buffers of a plan and reads no weights.
+
+    + job: the job, as JSON
+    + library: where the node has moehost's modules
+    """
+
+    default = dict
+
+    def command(self, job: str, library: str) -> StringCommand:
+        return StringCommand(
+            "printf %s", QuoteString(job), ">/run/moehost-rehearsal.json;",
+            f"PYTHONPATH={library} python3 -B -m moehost.rehearse /run/moehost-rehearsal.json 2>/dev/null || true",
+        )  # fmt: skip
+
+    def process(self, output: list[str]) -> dict[str, Any]:
+        return dict(json.loads("".join(output)))
+
+
+class VramUsed(FactBase[list[int]]):
+    """What is in use on each card, MiB."""
+
+    default = list
+
+    def command(self) -> str:
+        return "nvidia-smi --query-gpu=memory.used --format=csv,noheader,nounits 2>/dev/null || true"
+
+    def process(self, output: list[str]) -> list[int]:
+        return [int(line) for line in output]
+
+
 class ServiceState(FactBase[dict[str, Any]]):
     """A unit as systemd sees it, the generation that its process was started with, and who holds its port.
 

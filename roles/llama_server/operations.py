@@ -19,6 +19,7 @@ from moehost.speed import Constants
 from moehost.unit import exec_line
 from roles.base import PROGRAMS
 from roles.facts import FileStates, Machine
+from roles.llama_server import check
 from roles.llama_server.facts import (
     SERVER,
     ArgumentsProbe,
@@ -111,12 +112,16 @@ def running(node: Node, service: Service, index: int, constants: Constants) -> I
             raise ValueError(f"{model_path} has no header that can be read; fetch the model again")
         machine = node_from_facts(**host.get_fact(Machine))
         found = GgufSet(tuple(Header.from_json(each) for each in headers))
+        state = host.get_fact(ServiceState, unit=service.unit, port=service.port)
         plan = make(service, model_path, found, machine, dialect, constants)
+        tried = _tried(service, plan, contract, dialect, state)
+        if tried:
+            margins = tuple(tried["margins_mib"])
+            plan = make(service, model_path, found, machine, dialect, constants, margins)
     except REFUSALS as reason:
         yield refuse(f"{where}: {reason}")
         return
 
-    state = host.get_fact(ServiceState, unit=service.unit, port=service.port)
     inputs = host.get_fact(Inputs, model_dir=model_dir, keys=f"{folder(service.name)}/api-keys")
     blank = unit_text(service, plan, model_path, generation="")
     generation = hashlib.sha256(f"{blank}\n{inputs}".encode()).hexdigest()[:16]
@@ -126,14 +131,13 @@ def running(node: Node, service: Service, index: int, constants: Constants) -> I
 
     version = engine.Version.parse(contract["version"]).text
     plan_path, wanted = f"{folder(service.name)}/plan.json", plan.to_json(f"{dialect} {version}")
-    changes = list(
-        files._inner(
-            contents={
-                f"{UNITS}/{service.unit}": unit_text(service, plan, model_path, generation),
-                plan_path: json.dumps(wanted, indent=2) + "\n",
-            }
-        )
-    )
+    contents = {
+        f"{UNITS}/{service.unit}": unit_text(service, plan, model_path, generation),
+        plan_path: json.dumps(wanted, indent=2) + "\n",
+    }
+    if tried:
+        contents[f"{folder(service.name)}/rehearsal.json"] = json.dumps(tried, indent=2) + "\n"
+    changes = list(files._inner(contents=contents))
     if changes:
         _tell(service.name, "\n".join(host.get_fact(FileContents, path=plan_path) or []), wanted)
     yield from changes
@@ -150,9 +154,33 @@ def running(node: Node, service: Service, index: int, constants: Constants) -> I
             "systemctl restart --no-block", QuoteString(service.unit),
         )  # fmt: skip
     if state.get("generation") != generation or state.get("ActiveState") != "active":
-        yield FunctionCommand(_wait_until_ready, (service, generation), {})
+        yield FunctionCommand(_wait_until_ready, (service, generation, plan), {})
     elif not changes:
         host.noop(f"{service.unit} runs as planned")
+
+
+def _tried(
+    service: Service, plan: Plan, contract: dict[str, str], dialect: str, state: dict[str, Any]
+) -> dict[str, Any] | None:
+    """The record of the engine's own check of a plan with cards: the one that is kept, or a new one.
+
+    Only ik_llama.cpp can try a plan, and only while no server of this service holds the cards; without a record the
+    plan stands as the ledger has it.
+    """
+    if dialect != "ik" or not plan.node.gpus:
+        return None
+    key = check.key(plan, contract["build"])
+    kept = "\n".join(host.get_fact(FileContents, path=f"{folder(service.name)}/rehearsal.json") or [])
+    try:
+        record = json.loads(kept) if kept else {}
+    except ValueError:
+        record = {}
+    if record.get("key") == key:
+        return dict(record)
+    if state.get("MainPID") not in (None, "0"):
+        logger.info("    [%s] %s: holds the cards, so the new plan is not tried before", host.name, service.name)
+        return None
+    return check.rehearsal(plan, key)
 
 
 def _tell(name: str, before: str, after: dict[str, Any]) -> None:
@@ -180,7 +208,7 @@ def _problem(where: str, service: Service, plan: Plan, contract: dict[str, str],
     return None
 
 
-def _wait_until_ready(state: Any, host: Any, service: Service, generation: str) -> bool:
+def _wait_until_ready(state: Any, host: Any, service: Service, generation: str, plan: Plan) -> bool:
     """Watch a start, with a line whenever there is something to say; False with the journal's end if it fails.
 
     Just after the restart was asked for, the process before it may still be the active one.
@@ -190,7 +218,7 @@ def _wait_until_ready(state: Any, host: Any, service: Service, generation: str) 
         unit = host.get_fact(ServiceState, unit=service.unit, port=service.port)
         if unit.get("ActiveState") == "active" and unit.get("generation") == generation:
             host.log(f"{service.name} is ready after {elapsed_s:.0f} s", logger.info)
-            return True
+            return _cards_are_used(host, service, plan)
         if unit.get("ActiveState") == "failed" or unit.get("SubState") == "auto-restart":
             break
         memory = unit.get("MemoryCurrent", "")
@@ -208,6 +236,20 @@ def _wait_until_ready(state: Any, host: Any, service: Service, generation: str) 
     for line in journal.stdout_lines:
         host.log(f"    {line}", logger.error)
     return False
+
+
+def _cards_are_used(host: Any, service: Service, plan: Plan) -> bool:
+    """Compare what the cards hold with the ledger, keep it in `measured.json`; False if the engine missed them."""
+    if not plan.node.gpus:
+        return True
+    measured, problem = check.in_use(plan)
+    for device, sizes in measured.items():
+        host.log(f"{device}: {sizes['used_mib']} MiB in use, {sizes['ledger_mib']} MiB in the ledger", logger.info)
+    path = QuoteString(f"{folder(service.name)}/measured.json")
+    host.run_shell_command(StringCommand("cat >", path), _stdin=json.dumps(measured, indent=2) + "\n")
+    if problem:
+        host.log_styled(problem, fg="red", log_func=logger.error)
+    return problem is None
 
 
 @operation()

@@ -6,7 +6,7 @@ from pyinfra import host
 from pyinfra.api import deploy
 
 import moehost
-from moehost.fetch import MODULES
+from moehost import fetch, rehearse
 from moehost.settings import Node
 from roles.models.operations import LIBRARY, TOKEN, stored
 from roles.operations import files
@@ -15,9 +15,10 @@ from roles.operations import files
 @deploy("Models")
 def models(node: Node) -> None:
     package = Path(moehost.__file__).parent
+    modules = sorted({*fetch.MODULES, *rehearse.MODULES})
     files(
-        name="Install the program that fetches models",
-        contents={f"{LIBRARY}/moehost/{each}.py": (package / f"{each}.py").read_text() for each in MODULES},
+        name="Install the programs that fetch models and try plans",
+        contents={f"{LIBRARY}/moehost/{each}.py": (package / f"{each}.py").read_text() for each in modules},
     )
     if node.hf_token_file:
         files(

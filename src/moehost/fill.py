@@ -7,7 +7,7 @@ from functools import cache
 from itertools import accumulate
 
 from moehost.hardware import Node
-from moehost.ledger import CUDA_CONTEXT_MIB, MIB, Memory, compute_bytes
+from moehost.ledger import CUDA_CONTEXT_MIB, MIB, Memory, compute_bytes, draft_bytes
 from moehost.model import Model
 from moehost.speed import Speed
 
@@ -77,6 +77,7 @@ def _fixed_bytes(model: Model, memory: Memory, ubatch: int) -> list[float]:
     fixed[-1] += sum(part.size_bytes for part in model.parts if part.role == "output")
     if model.is_tied:
         fixed[-1] += model.output_bytes
+    fixed[-1] += sum(draft_bytes(model, memory, ubatch))
     return fixed
 
 

@@ -119,6 +119,20 @@ def compute_bytes(model: Model, memory: Memory, ubatch: int, carried_bytes: int,
     return max(carried_bytes + activation_bytes(model, ubatch) + 2 * ubatch * mask, ubatch * logits)
 
 
+def draft_bytes(model: Model, memory: Memory, ubatch: int, on_gpu: bool = True) -> tuple[float, int]:
+    """KV cache and compute buffer of the second context that ik_llama.cpp makes for multi-token prediction.
+
+    It stands beside the first one, which has the prediction layer in its cache, too, on the output layer's device.
+    Equal to what ik_llama.cpp 8337e4cd printed for Qwen3.5-397B on the CPU: 32 MiB at context 16384 in F16, 68 MiB at
+    65536 in Q8_0, and compute buffers of 493 and 1972 MiB at ubatch 512 and 2048.
+    """
+    if not memory.mtp:
+        return 0, 0
+    rows = memory.rows(0, ubatch)
+    kv = sum(layer.kv_bytes(rows, memory.type_k, memory.type_v) for layer in model.layers if layer.is_mtp)
+    return kv, compute_bytes(model, memory, ubatch, 0, on_gpu)
+
+
 def activation_bytes(model: Model, ubatch: int) -> int:
     """What passes through the widest FFN of the model for one ubatch, in F32."""
     widest = max(layer.ffn_branches * (layer.ffn_width + model.hidden) for layer in model.layers)
@@ -189,10 +203,13 @@ def account(
         dense[device] += layer.derived_bytes
         kv[device] += layer.kv_bytes(memory.rows(layer.window, ubatch), memory.type_k, memory.type_v)
         state[device] += layer.state_bytes * memory.parallel
+    draft_kv, draft_compute = draft_bytes(model, memory, ubatch, on_gpu=bool(node.gpus))
+    kv[layer_devices[-1]] += draft_kv
     on_cpu = [index for index, device in assignment.experts.items() if device == "CPU"]
     carried = carried_bytes(model, on_cpu)
 
     def row(device: str, capacity_mib: int, compute: int) -> Row:
+        compute += draft_compute if device == layer_devices[-1] else 0
         parts = (dense[device], experts[device], kv[device], state[device], compute)
         return Row(device, capacity_mib, *(math.ceil(part / MIB) for part in parts))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from moehost import engine, settings
@@ -45,16 +45,21 @@ def make(
     node: Node,
     dialect: Dialect,
     constants: Constants = PUBLISHED,
+    margins_mib: tuple[int, ...] | None = None,
 ) -> Plan:
     """Plans a service; the same settings, model and machine always give the same plan.
 
     + model_path: first file of the model, where the engine finds it
     + found: the model's headers
+    + margins_mib: what stays free on each card, where an engine's own sizes have corrected the settings'
 
     Raises one of REFUSALS.
     """
     model = Model.from_gguf(found)
-    placement = place(model, node, request(service, dialect), constants)
+    wish = request(service, dialect)
+    if margins_mib is not None:
+        wish = replace(wish, margins_mib=margins_mib)
+    placement = place(model, node, wish, constants)
     return Plan(placement, engine.command_line(service, model_path, placement.offload, dialect), model, node)
 
 

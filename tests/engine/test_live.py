@@ -79,7 +79,7 @@ def _overcommit() -> Iterator[None]:
         yield
 
 
-def rehearsed(paths: list[Path], folder: Path, request: Request) -> tuple[tuple[Row, ...], Buffers]:
+def rehearsed(paths: list[Path], folder: Path, request: Request, *more: str) -> tuple[tuple[Row, ...], Buffers]:
     """The ledger of a plan for a machine without a GPU, and what the engine allocates for it."""
     found = gguf.read_set(paths)
     placement = place(Model.from_gguf(found), epyc_9175f(0), request)
@@ -87,7 +87,8 @@ def rehearsed(paths: list[Path], folder: Path, request: Request) -> tuple[tuple[
     headers.write_bytes(b"".join(gguf.read_heads(found)))
     for path in paths:  # the engine must get what is written anew
         path.unlink()
-    argv = ("-m", paths[0].name, "--host", "0.0.0.0", "--port", "8080", *offload_arguments(placement.offload, "ik"))
+    argv = ("-m", paths[0].name, "--host", "0.0.0.0", "--port", "8080")
+    argv += (*offload_arguments(placement.offload, "ik"), *more)
     job = rehearse.Job(
         str(ENGINE), argv, placement.env, rehearse.shards(found), str(headers), str(folder), timeout_s=120
     )
@@ -128,6 +129,17 @@ def test_a_split_set_and_a_quantised_cache(tmp_path: Path) -> None:
     rows, buffers = rehearsed(paths, tmp_path, request)
     assert buffers.kv_self_mib == 2103.75
     assert all(d.is_within for d in dry_run.compare(rows, buffers))
+
+
+@pytest.mark.parametrize("ubatch", [512, 2048])
+def test_multi_token_prediction_has_a_context_of_its_own(ubatch: int, tmp_path: Path) -> None:
+    path = write(tmp_path / "model.gguf", qwen35_397b(mtp=True))
+    request = Request(context=16384, ubatch=ubatch, mtp=True)
+    rows, buffers = rehearsed([path], tmp_path, request, "--spec-type", "mtp")
+    differences = dry_run.compare(rows, buffers)
+    print(f"\n{table(differences)}")
+    assert buffers.layers == 61 and buffers.kv_self_mib == 512 + 32
+    assert all(d.is_within for d in differences)
 
 
 def test_a_ledger_that_is_wrong_shows(tmp_path: Path) -> None:

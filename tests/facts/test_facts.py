@@ -41,7 +41,9 @@ OF_NOTHING = {
     "llama_server.facts.Inputs": "",
     "llama_server.facts.InstalledServices": [],
     "llama_server.facts.ModelHeaders": [],
+    "llama_server.facts.Rehearsal": {},
     "llama_server.facts.ServiceState": {},
+    "llama_server.facts.VramUsed": [],
     "models.facts.Fetch": {},
     "models.facts.StoredModel": None,
 }

@@ -23,7 +23,8 @@ def hub(node, tmp_path_factory):
     node.run("mkdir -p /srv/hub")
     for path in [*folder.glob("*.gguf"), ROOT / "tests/fixtures/http_server.py", Path(__file__).with_name("hub.py")]:
         subprocess.run(["podman", "cp", str(path), f"{node.name}:/srv/hub/{path.name}"], check=True)
-    node.run(f"systemd-run --quiet --unit=hub python3 /srv/hub/hub.py /srv/hub {TOKEN} {REVISION} {RATE_BYTES_S}")
+    subprocess.run(["podman", "exec", "-i", node.name, "tee", "/srv/hub/token"], input=TOKEN.encode(), check=True)
+    node.run(f"systemd-run --quiet --unit=hub python3 /srv/hub/hub.py /srv/hub {REVISION} {RATE_BYTES_S}")
     node.run("for i in $(seq 100); do test -e /srv/hub/url && exit 0; sleep 0.1; done; exit 1")
     yield node.run("cat /srv/hub/url")
     node.run("systemctl stop hub; rm -rf /srv/hub /srv/models/split")
@@ -80,9 +81,4 @@ def test_the_token_is_nowhere_to_be_seen(node, settings):
     assert node.run(f"grep -rl {TOKEN} /etc /srv/models /var/log /run/systemd/transient 2>/dev/null || true") == (
         "/etc/moehost/hub-token"
     )
-    # The journal knows the hub of this test by its command line, which has the token; nobody else may have it.
-    units = node.run(
-        f"journalctl --no-pager --output json --output-fields=MESSAGE,_SYSTEMD_UNIT | grep {TOKEN} || true"
-    )
-    assert "moehost" not in units
-    assert "llama-server" not in units
+    assert TOKEN not in node.run("journalctl --no-pager --output cat")

@@ -33,8 +33,8 @@ class Host:
     def log_styled(self, line, **_):
         self.lines.append(line)
 
-    def run_shell_command(self, command):
-        return self.shell(str(command))
+    def run_shell_command(self, command, **arguments):
+        return self.shell(str(command), **arguments)
 
 
 def in_turn(*answers):

@@ -6,17 +6,29 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from pyinfra.context import ctx_host
 from pyinfra.facts.files import FileContents
 
 from moehost import settings
+from moehost.plan import make
 from moehost.speed import PUBLISHED
 from roles.facts import FileStates, Machine
 from roles.llama_server import operations
-from roles.llama_server.facts import ArgumentsProbe, EngineContract, Inputs, ModelHeaders, ServiceState
+from roles.llama_server.facts import (
+    ArgumentsProbe,
+    EngineContract,
+    Inputs,
+    ModelHeaders,
+    Rehearsal,
+    ServiceState,
+    VramUsed,
+)
 from roles.llama_server.operations import running
 from roles.models.facts import StoredModel
 from tests.fixtures.planned_node import CONTRACT, HEADERS, MANIFEST, TAKEN, machine
 from tests.operations.plain import Host, in_turn, play, sha256
+from tests.unit.full_size import as_set, qwen35_397b
+from tests.unit.machines import epyc_9175f
 
 UNIT, PLAN = "/etc/systemd/system/llama-server-tiny.service", "/etc/moehost/tiny/plan.json"
 INACTIVE = {"ActiveState": "inactive", "UnitFileState": "", "NeedDaemonReload": "no", "generation": ""}
@@ -48,6 +60,7 @@ def run(*states, contract=CONTRACT, probe=TAKEN, inputs="engine\nmodel\nkeys", f
         ServiceState: in_turn(*states),
         Inputs: inputs,
         ArgumentsProbe: probe,
+        Rehearsal: more.pop("rehearsal", None),
         FileStates: files or {},
     }
     arguments = {"node": settings_of(**more), "service": service(**more), "index": 3, "constants": PUBLISHED}
@@ -223,6 +236,67 @@ def test_the_probe_names_no_model_no_key_and_no_port_of_the_service():
     assert not {"/srv/models/m/m.gguf", "8080", "%d/api-keys"} & set(asked)
 
 
+# What a build with CUDA lists beyond one without.
+GPU_HELP = "  -ngl,  --gpu-layers N\n  -sm,   --split-mode N\n  -ts,   --tensor-split N\n"
+IK_HELP = (Path(__file__).parents[1] / "fixtures/help/ik_llama.cpp-8337e4cd-cpu.txt").read_text()
+IK = {"build": '{"dialect": "ik"}', "version": "version: 4840 (8337e4cd3)", "help": IK_HELP + GPU_HELP}
+IK_TAKEN = "llama_init_from_gpt_params: error: failed to load model '/nonexistent/probe.gguf'"
+# The lines of a dry run that count, in the form of src/llama.cpp; the sizes are made up for the test.
+LOG = """\
+llm_load_tensors:        CPU buffer size = {cpu:.2f} MiB
+llm_load_tensors:      CUDA0 buffer size = {cuda:.2f} MiB
+llama_init_from_model:      CUDA0 compute buffer size = {compute:.2f} MiB
+"""
+
+
+def ik(*states, rehearsal=None, kept=None, refusal=None, **more):
+    """A run on a node with one card and ik_llama.cpp, whose dry run prints this."""
+
+    def asked(job, library):
+        assert json.loads(job)["argv"][0] == "-m"
+        return {"refusal": refusal, "log": rehearsal, "status": None, "elapsed_s": 1.0}
+
+    more |= {"contract": IK, "probe": IK_TAKEN, "cards": 1, "rehearsal": asked if rehearsal is not None else None}
+    return run(*states, before=(kept or "").splitlines(), **more)
+
+
+def test_the_engine_tries_the_plan_and_its_sizes_correct_it():
+    (_, plan, record, *_), _ = ik(INACTIVE, rehearsal=LOG.format(cpu=1, cuda=1, compute=1))
+    record = json.loads(record["_stdin"])
+    assert record["margins_mib"] == [0]
+    assert {"CUDA0", "CPU"} <= {each["device"] for each in record["differences"]}
+    # The engine takes next to nothing, so no margin is left to keep, and more experts fit.
+    assert len(json.loads(plan["_stdin"])["experts"]["CUDA0"]) >= 24
+
+
+def test_a_record_of_the_same_plan_is_kept_without_asking_again():
+    (_, plan, record, *_), _ = ik(INACTIVE, rehearsal=LOG.format(cpu=1, cuda=1, compute=1))
+    again, _ = ik(INACTIVE, rehearsal=None, kept=record["_stdin"])
+    assert again[1]["_stdin"] == plan["_stdin"]
+    assert again[2]["_stdin"] == record["_stdin"]
+
+
+def test_a_plan_that_the_engine_refuses_is_refused():
+    ((name, (said,), _),), _ = ik(INACTIVE, rehearsal="", refusal="CUDA0 lacks memory")
+    assert name == "_refused"
+    assert said == "services[3]: the engine tried the plan without the weights: CUDA0 lacks memory"
+
+
+def test_a_server_that_holds_the_cards_is_not_disturbed_by_a_trial():
+    commands, _ = ik({"ActiveState": "active", "MainPID": "7", "generation": "other"}, rehearsal=None)
+    assert not [command for command in commands if "rehearsal.json" in str(command)]
+
+
+@pytest.mark.parametrize(("used_mib", "is_well"), [(90000, True), (300, False)])
+def test_cards_that_stay_empty_are_a_failed_start(used_mib, is_well):
+    plan = make(service(), "/srv/m.gguf", as_set(qwen35_397b()), epyc_9175f(1), "ik")
+    host = Host({VramUsed: [used_mib]})
+    host.shell = lambda command, **_: (True, None)
+    with ctx_host.use(host):
+        assert operations._cards_are_used(host, service(), plan) is is_well
+    assert ("the engine is on the CPU" in " ".join(host.lines)) is not is_well
+
+
 class Clock:
     """Time that passes only while somebody sleeps."""
 
@@ -247,7 +321,8 @@ def wait(*states, generation="new"):
     """Whether the wait for a start ends well, and what it says."""
     host = Host({ServiceState: in_turn(*states)})
     host.shell = lambda command: (True, SimpleNamespace(stdout_lines=[f"$ {command}", "the last words"]))
-    done = operations._wait_until_ready(None, host, service(start_timeout_s=60), generation)
+    plan = make(service(), "/srv/m.gguf", as_set(qwen35_397b()), epyc_9175f(0), "ik")
+    done = operations._wait_until_ready(None, host, service(start_timeout_s=60), generation, plan)
     return done, host.lines
 
 

@@ -1,0 +1,59 @@
+"""What the engine itself says of a plan: before a start by a dry run, after it by what the cards hold."""
+
+import hashlib
+import json
+from dataclasses import asdict
+from typing import Any
+
+from pyinfra import host, logger
+
+from moehost import dry_run, rehearse
+from moehost.plan import Plan
+from roles.llama_server.facts import SERVER, Rehearsal, VramUsed
+from roles.models.operations import LIBRARY
+
+# A card that holds less than this share of its ledger was not used: the engine runs on the CPU.
+FALLBACK_SHARE = 0.5
+
+
+def key(plan: Plan, build: str) -> str:
+    """What a rehearsal belongs to: the plan before any correction, and the engine's build."""
+    return hashlib.sha256(f"{json.dumps(plan.to_json(build))}".encode()).hexdigest()[:16]
+
+
+def rehearsal(plan: Plan, key: str) -> dict[str, Any]:
+    """Let the engine allocate the plan's buffers; the record to keep, with the margins for planning once more.
+
+    Raises ValueError where the engine refuses the plan.
+    """
+    job = rehearse.Job(engine=SERVER, argv=tuple(plan.arguments), env=plan.placement.env)
+    answer = host.get_fact(Rehearsal, job=job.to_json(), library=LIBRARY)
+    if not answer:
+        raise ValueError("the engine could not try the plan; run `python3 -m moehost.rehearse` on the node")
+    result = rehearse.Result.parse(json.dumps(answer))
+    if result.refusal:
+        raise ValueError(f"the engine tried the plan without the weights: {result.refusal}")
+    rows, buffers = plan.placement.rows, dry_run.parse(result.log)
+    differences = dry_run.compare(rows, buffers)
+    for each in differences:
+        if not each.is_within:
+            logger.info(
+                "    [%s] %s %s: the ledger says %.0f MiB, the engine %s",
+                *(host.name, each.device, each.what, each.ledger_mib, each.engine_mib),
+            )
+    margins = list(dry_run.corrected_margins(rows, buffers))
+    return {"key": key, "margins_mib": margins, "differences": [asdict(each) for each in differences]}
+
+
+def in_use(plan: Plan) -> tuple[dict[str, dict[str, int]], str | None]:
+    """What each card holds beside what the ledger says, MiB, and why that can't be right, if so."""
+    measured, problem = {}, None
+    for row, used_mib in zip(plan.placement.rows, host.get_fact(VramUsed), strict=False):
+        ledger_mib = row.capacity_mib - row.free_mib - row.margin_mib
+        measured[row.device] = {"ledger_mib": ledger_mib, "used_mib": used_mib}
+        if used_mib < FALLBACK_SHARE * ledger_mib:
+            problem = (
+                f"{row.device} holds {used_mib} MiB where the plan puts {ledger_mib} MiB: the engine is on the CPU; "
+                "see its log for CUDA"
+            )
+    return measured, problem
