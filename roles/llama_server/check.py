@@ -7,8 +7,9 @@ from typing import Any
 
 from pyinfra import host, logger
 
-from moehost import dry_run, rehearse
+from moehost import dry_run
 from moehost.plan import Plan
+from moehost.rehearsal import Job, Result
 from roles.llama_server.facts import SERVER, Rehearsal, VramUsed
 from roles.models.operations import LIBRARY
 
@@ -26,11 +27,11 @@ def rehearsal(plan: Plan, key: str) -> dict[str, Any]:
 
     Raises ValueError where the engine refuses the plan.
     """
-    job = rehearse.Job(engine=SERVER, argv=tuple(plan.arguments), env=plan.placement.env)
+    job = Job(engine=SERVER, argv=tuple(plan.arguments), env=plan.placement.env)
     answer = host.get_fact(Rehearsal, job=job.to_json(), library=LIBRARY)
     if not answer:
         raise ValueError("the engine could not try the plan; run `python3 -m moehost.rehearse` on the node")
-    result = rehearse.Result.parse(json.dumps(answer))
+    result = Result.parse(json.dumps(answer))
     if result.refusal:
         raise ValueError(f"the engine tried the plan without the weights: {result.refusal}")
     rows, buffers = plan.placement.rows, dry_run.parse(result.log)

@@ -27,8 +27,7 @@ class StoredModel(FactBase[Manifest | None]):
         except ValueError:
             return None
         sizes = {name: int(size) for size, name in (line.split(" ", 1) for line in listing)}
-        whole = all(sizes.get(file.name) == file.size_bytes for file in manifest.files)
-        return manifest if whole else None
+        return manifest if manifest.fits(sizes) else None
 
 
 class Fetch(FactBase[dict[str, Any]]):

@@ -34,7 +34,7 @@ _inventory = click.option("--inventory", default="inventory", show_default=True,
 _engine = click.option(
     "--engine", type=click.Choice(["ik", "llama.cpp"]), default="ik", show_default=True, help="The engine's dialect."
 )
-_endpoint = click.option("--hf-endpoint", default="https://huggingface.co", show_default=True, help="Hub of hf://.")
+_endpoint = click.option("--hf-endpoint", default=source.HUB_ENDPOINT, show_default=True, help="Hub of hf://.")
 _token = click.option("--hf-token-file", type=click.Path(exists=True, dir_okay=False), help="File with its token.")
 PLACEMENTS = ("auto", "cpu-moe", "tensor-split", "manual")
 

@@ -204,7 +204,7 @@ def _fail(text: str, status: int) -> int:
 def main(arguments: Sequence[str]) -> int:
     """The command line; returns the exit status."""
     parser = argparse.ArgumentParser(
-        prog="python3 -m moehost.fetch",
+        usage="python3 -m moehost.fetch (JOB.json | --verify DIR)",
         description="Brings one model into the store, or checks one that is there.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -31,7 +31,7 @@ class Job:
     source: str
     revision: str | None = None
     sha256: dict[str, str] = field(default_factory=dict)
-    endpoint: str = "https://huggingface.co"
+    endpoint: str = sources.HUB_ENDPOINT
     token_file: str | None = None
     connections: int = 8
     reserve_mib: int = 1024

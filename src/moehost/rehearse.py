@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import ctypes
-import json
 import os
 import re
 import resource
@@ -27,16 +26,13 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NoReturn
+from typing import Literal, NoReturn
 
 from moehost import dry_run
+from moehost.rehearsal import Job, Result, Shard
 
-if TYPE_CHECKING:
-    from moehost.gguf import GgufSet
-
-MODULES = ("__init__", "dry_run", "rehearse")
+MODULES = ("__init__", "dry_run", "rehearsal", "rehearse")
 
 EXAMPLES = """\
 examples:
@@ -71,74 +67,10 @@ _REPLACED = {
     "--log-file": 1,
     "--log-disable": 0,
 }
-_NAME = re.compile(r"[\w.+-]+[.]gguf")
 
 
 class RehearsalError(RuntimeError):
     """Why the engine could not even be asked; one line that says how to mend it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Shard:
-    """One file of a model: how many of its bytes are header, and how many it has."""
-
-    name: str
-    header_bytes: int
-    size_bytes: int
-
-
-def shards(found: GgufSet) -> tuple[Shard, ...]:
-    """The shards of a model as a job names them; their headers' bytes come from `gguf.read_heads` or `remote`'s."""
-    return tuple(Shard(Path(h.name).name, h.data_offset, h.file_size_bytes) for h in found.headers)
-
-
-@dataclass(frozen=True)
-class Job:
-    """What to try.
-
-    + engine, argv, env: the llama-server of the node, and the plan's arguments and environment
-    + shards, headers: the files to imitate, and the file that holds their headers one after the other; without
-      shards, the model that `argv` names is there and is tried itself
-    + folder: where the sparse files go; None for the system's folder for temporary files
-    + overcommit: whether vm.overcommit_memory may be set to 1 meanwhile
-    """
-
-    engine: str
-    argv: tuple[str, ...]
-    env: dict[str, str] = field(default_factory=dict)
-    shards: tuple[Shard, ...] = ()
-    headers: str | None = None
-    folder: str | None = None
-    timeout_s: float = 300
-    overcommit: bool = False
-
-    def to_json(self) -> str:
-        """The text that `parse` reads."""
-        return json.dumps(asdict(self), indent=2) + "\n"
-
-    @classmethod
-    def parse(cls, text: str) -> Job:
-        """Reads and checks a job as far as that needs no disk; raises ValueError."""
-        data = json.loads(text)
-        if not isinstance(data, dict):
-            raise ValueError("is no JSON object; see --help for an example")
-        try:
-            rows = [Shard(**row) for row in data.get("shards", ())]
-            job = cls(**{**data, "argv": tuple(data["argv"]), "shards": tuple(rows)})
-        except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"lacks something or has too much ({error}); see --help for an example") from None
-        if not job.engine.startswith("/") or not all(isinstance(word, str) for word in job.argv):
-            raise ValueError("engine must be an absolute path, and argv a list of texts")
-        if "-m" not in job.argv[:-1]:
-            raise ValueError("argv names no model; give it as '-m', 'MODEL.gguf'")
-        if bool(job.shards) is not bool(job.headers):
-            raise ValueError("shards and headers belong together; give both or none")
-        for shard in job.shards:
-            if not _NAME.fullmatch(shard.name):
-                raise ValueError(f"shard {shard.name[:80]!r}: is no plain name of a .gguf file")
-            if not 0 < shard.header_bytes <= shard.size_bytes:
-                raise ValueError(f"shard {shard.name}: its header does not fit into {shard.size_bytes} bytes")
-        return job
 
 
 def arguments(argv: Sequence[str], model: str) -> list[str]:
@@ -152,25 +84,6 @@ def arguments(argv: Sequence[str], model: str) -> list[str]:
     return [*words, "--host", "127.0.0.1", "--port", "0", "--dry-run", "--no-warmup"]
 
 
-@dataclass(frozen=True)
-class Result:
-    """How it went; `refusal` is None when the buffers stand, else one line, `status` that of an engine that ended."""
-
-    refusal: str | None
-    log: str
-    status: int | None
-    elapsed_s: float
-
-    def to_json(self) -> str:
-        """The object that `parse` reads."""
-        return json.dumps(asdict(self))
-
-    @classmethod
-    def parse(cls, text: str) -> Result:
-        """Reads what the program has printed on a node."""
-        return cls(**json.loads(text))
-
-
 def run(job: Job) -> Result:
     """Tries a job; raises RehearsalError where the engine cannot be asked, OSError where the disk refuses."""
     require_dry_run(job.engine)
@@ -178,10 +91,11 @@ def run(job: Job) -> Result:
         tempfile.TemporaryDirectory(prefix="moehost-rehearse-", dir=job.folder) as name,
         overcommitting() if job.overcommit else nullcontext(),
     ):
+        folder = Path(name).resolve()  # Python before 3.12 leaves it relative, and the engine stands elsewhere
         model = job.argv[job.argv.index("-m") + 1]
         if job.headers is not None:
-            model = str(write_sparse(Path(name), job.shards, Path(job.headers)))
-        return _start(job, arguments(job.argv, model), Path(name))
+            model = str(write_sparse(folder, job.shards, Path(job.headers)))
+        return _start(job, arguments(job.argv, model), folder)
 
 
 def require_dry_run(engine: str) -> None:
@@ -282,7 +196,7 @@ def _environment(plan: Mapping[str, str]) -> dict[str, str]:
     """The plan's environment on top of this program's, without what would change the engine's arguments."""
     inherited = {key: value for key, value in os.environ.items() if not key.startswith("LLAMA_ARG_")}
     # Pinned memory is filled page by page as soon as it is allocated: 200 GiB of it take minutes and all of the RAM.
-    # Without it the buffers have the same sizes.
+    # Without it the buffers have the same sizes, by ggml-cuda.cu:1526.
     return {**inherited, **plan, "GGML_CUDA_NO_PINNED": "1"}
 
 

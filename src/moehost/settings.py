@@ -228,7 +228,7 @@ class Node(Settings):
     services: list[Service] = Field(default_factory=list, description="the services of this node")
     engine: Engine = Field(default_factory=lambda: Engine.model_validate({}))
     models_dir: Folder = Field("/srv/models", description="the model store")
-    hf_endpoint: str = Field("https://huggingface.co", description="hub that `hf://` sources come from")
+    hf_endpoint: str = Field(source.HUB_ENDPOINT, description="hub that `hf://` sources come from")
     hf_token_file: str | None = Field(None, description="file on this computer that holds the hub's token")
     calibration_file: str | None = Field(
         None, description="file on this computer that `moehost calibrate` made of measurements of this node"

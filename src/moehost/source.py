@@ -15,6 +15,8 @@ from urllib.parse import quote, unquote, urlsplit
 
 from moehost import gguf
 
+HUB_ENDPOINT = "https://huggingface.co"
+
 # Names get into unit files, command lines and aria2's input: they hold nothing that any of them interprets.
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]*")
 _COMMIT = re.compile(r"[0-9a-f]{40}")

@@ -8,10 +8,11 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from moehost import dry_run, rehearse
+from moehost import dry_run
 from moehost.dry_run import Buffers
 from moehost.gguf import GgufSet
 from moehost.plan import Plan
+from moehost.rehearsal import Job, Result, shards
 
 NODE_ENGINE = "/opt/moehost/engine/current/bin/llama-server"
 DEPLOY = "roles/llama_server/rehearse.py"
@@ -36,11 +37,11 @@ def ask(made: Plan, found: GgufSet, heads: Sequence[bytes], where: str, inventor
         folder = Path(name)
         headers = folder / "headers.bin"
         headers.write_bytes(b"".join(heads))
-        job = rehearse.Job(
+        job = Job(
             engine=where if is_here else NODE_ENGINE,
             argv=tuple(made.arguments),
             env=made.placement.env,
-            shards=rehearse.shards(found),
+            shards=shards(found),
             headers=str(headers) if is_here else "headers.bin",
             folder=None if is_here else ".",
             timeout_s=TIMEOUT_S,
@@ -48,7 +49,7 @@ def ask(made: Plan, found: GgufSet, heads: Sequence[bytes], where: str, inventor
         )
         (folder / "job.json").write_text(job.to_json())
         text = _here(folder) if is_here else _there(folder, where, inventory)
-    result = rehearse.Result.parse(text)
+    result = Result.parse(text)
     if result.refusal:
         raise VerifyError(result.refusal)
     return dry_run.parse(result.log)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from moehost import dry_run, gguf, rehearse
+from moehost import dry_run, gguf, rehearsal, rehearse
 from moehost.dry_run import Buffers, Difference
 from moehost.engine import offload_arguments
 from moehost.ledger import Row
@@ -89,8 +89,8 @@ def rehearsed(paths: list[Path], folder: Path, request: Request, *more: str) -> 
         path.unlink()
     argv = ("-m", paths[0].name, "--host", "0.0.0.0", "--port", "8080")
     argv += (*offload_arguments(placement.offload, "ik"), *more)
-    job = rehearse.Job(
-        str(ENGINE), argv, placement.env, rehearse.shards(found), str(headers), str(folder), timeout_s=120
+    job = rehearsal.Job(
+        str(ENGINE), argv, placement.env, rehearsal.shards(found), str(headers), str(folder), timeout_s=120
     )
     (folder / "job.json").write_text(job.to_json())
     done = subprocess.run(
@@ -99,7 +99,7 @@ def rehearsed(paths: list[Path], folder: Path, request: Request, *more: str) -> 
         text=True,
         env=os.environ | {"PYTHONPATH": str(SOURCE)},
     )
-    result = rehearse.Result.parse(done.stdout)
+    result = rehearsal.Result.parse(done.stdout)
     assert (done.returncode, result.refusal) == (0, None), result.log[-2000:]
     assert sorted(path.name for path in folder.iterdir()) == ["headers.bin", "job.json"]
     return placement.rows, dry_run.parse(result.log)
@@ -120,6 +120,7 @@ def test_the_ledger_is_the_engines(name: str, ubatch: int, tmp_path: Path) -> No
     differences = dry_run.compare(rows, buffers)
     print(f"\n{name}, ubatch {ubatch}:\n{table(differences)}")
     assert {d.what for d in differences} >= {"weights", "cache", "compute", "KV cache"}
+    assert buffers.layers == int(layout.metadata[f"{layout.metadata['general.architecture']}.block_count"])
     assert [d for d in differences if not d.is_within] == []
 
 
@@ -142,17 +143,31 @@ def test_multi_token_prediction_has_a_context_of_its_own(ubatch: int, tmp_path: 
     assert all(d.is_within for d in differences)
 
 
+def test_a_machine_smaller_than_the_model_is_told_how_to_check_all_the_same(tmp_path: Path) -> None:
+    """The kernel's own refusal, and the job's answer to it."""
+    if os.geteuid() != 0 or not os.access(rehearse.OVERCOMMIT, os.W_OK):
+        pytest.skip("vm.overcommit_memory may not be set")
+    found = gguf.read_set([write(tmp_path / "model.gguf", qwen35_397b())])
+    if os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") > found.size_bytes:
+        pytest.skip("this machine can hold the model")
+    headers = tmp_path / "headers.bin"
+    headers.write_bytes(b"".join(gguf.read_heads(found)))
+    argv = ("-m", "model.gguf", "-c", "4096", "-ub", "512", "-t", "1", "-fa", "on", "--no-mmap")
+    job = rehearsal.Job(str(ENGINE), argv, {}, rehearsal.shards(found), str(headers), str(tmp_path), 120)
+    rehearse.OVERCOMMIT.write_text("0")
+    refused = rehearse.run(job)
+    assert refused.refusal and refused.refusal.startswith("the kernel grants no 217650 MiB at once")
+    assert refused.status == 1
+    assert rehearse.run(replace(job, overcommit=True)).refusal is None
+    assert rehearse.OVERCOMMIT.read_text().strip() == "0"
+
+
 def test_a_ledger_that_is_wrong_shows(tmp_path: Path) -> None:
     """The same comparison, for a plan of half the context: it must not agree."""
     layout, context = MODELS["qwen35moe-397b"]
     request = Request(context=context, ubatch=512)
-    rows, buffers = rehearsed([write(tmp_path / "model.gguf", layout)], tmp_path, request)
-    (half,) = place(
-        Model.from_gguf(_again(tmp_path, layout)), epyc_9175f(0), replace(request, context=context // 2)
-    ).rows
-    assert {d.what for d in dry_run.compare([half], buffers) if not d.is_within} == {"cache", "KV cache"}
-    assert half.device == rows[0].device == "CPU"
-
-
-def _again(folder: Path, layout: Layout) -> gguf.GgufSet:
-    return gguf.read_set([write(folder / "model.gguf", layout)])
+    path = write(tmp_path / "model.gguf", layout)
+    half = place(Model.from_gguf(gguf.read_set([path])), epyc_9175f(0), replace(request, context=context // 2))
+    _, buffers = rehearsed([path], tmp_path, request)
+    differing = [d for d in dry_run.compare(half.rows, buffers) if not d.is_within]
+    assert {d.what for d in differing} == {"cache", "KV cache"}

@@ -392,7 +392,7 @@ def test_killed_at_random_moments(bench: Bench, host: FileHost) -> None:
     chance = random.Random(seed)
     host.rate_bytes_s = 12e6
     kills, done = 0, set[str]()
-    for until_kill_s in [chance.uniform(0.1, 1.5) for _ in range(5)] + [None]:
+    for until_kill_s in [chance.uniform(0.1, 1.5) for _ in range(4)] + [None]:
         asked = len(host.requests)
         with bench.start(f"{host.url}/m/{SECOND}", sha256=SHA256) as run:
             try:
@@ -415,23 +415,21 @@ def test_killed_at_random_moments(bench: Bench, host: FileHost) -> None:
 def killed_in_the_second_shard(bench: Bench, host: FileHost) -> Path:
     """Leaves about half of the second shard and its control file."""
     part = bench.staging / "files" / f"{SECOND}.part"
-    host.rate_bytes_s = 20e6
+    host.rate_bytes_s, host.slow = 4e6, SECOND
     with bench.start(f"{host.url}/m/{FIRST}", sha256=SHA256) as run:
-        wait_until(part.exists)
-        host.rate_bytes_s = 4e6
         # Once a second aria2 writes what it has, and then notes that it is there.
         wait_until(lambda: held_bytes(part) > 1_000_000)
         wait_until(lambda: control_file(part).stat().st_mtime_ns >= part.stat().st_mtime_ns)
         os.killpg(run.pid, signal.SIGKILL)
     assert held_bytes(part) < len(MODEL[SECOND]) - 1_000_000
-    host.rate_bytes_s = None
+    host.rate_bytes_s, host.slow = None, ""
     return part
 
 
 def test_part_is_resumed_and_not_begun_again(bench: Bench, host: FileHost) -> None:
     part = killed_in_the_second_shard(bench, host)
     missing_bytes = len(MODEL[SECOND]) - held_bytes(part) + len(MODEL[THIRD])
-    host.rate_bytes_s = 20e6
+    host.rate_bytes_s = 40e6
     asked, sent_bytes = len(host.requests), host.sent_bytes
     assert bench.run(f"{host.url}/m/{FIRST}", sha256=SHA256) == 0
     assert bench.holds(MODEL)
@@ -439,32 +437,40 @@ def test_part_is_resumed_and_not_begun_again(bench: Bench, host: FileHost) -> No
     assert host.sent_bytes - sent_bytes < missing_bytes + 2_000_000
 
 
-def test_part_without_its_control_file_is_begun_again(bench: Bench, host: FileHost) -> None:
-    control_file(killed_in_the_second_shard(bench, host)).unlink()
+def test_part_with_damaged_bytes_is_fetched_anew(bench: Bench, host: FileHost) -> None:
+    with killed_in_the_second_shard(bench, host).open("r+b") as stream:
+        stream.write(b"\xff" * 100)
+    assert bench.run(f"{host.url}/m/{FIRST}", sha256=SHA256) == 0
+    assert bench.holds(MODEL)
+
+
+@pytest.mark.parametrize(
+    ("size_bytes", "control"),
+    [(3 << 20, None), (len(MODEL[FIRST]), None), (3 << 20, b""), (3 << 20, b"\0\1\xff")],
+    ids=["no control file", "no control file, full size", "empty control file", "damaged control file"],
+)
+def test_part_that_a_power_cut_left_is_begun_again(
+    bench: Bench,
+    host: FileHost,
+    monkeypatch: pytest.MonkeyPatch,
+    without_pauses: list[float],
+    size_bytes: int,
+    control: bytes | None,
+) -> None:
+    def cut(_: object, url: str, part: Path, on_bytes: object) -> int:
+        part.write_bytes(bytes(size_bytes))
+        if control is not None:
+            control_file(part).write_bytes(control)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(download.Downloader, "_aria2", cut)
+        assert bench.run(f"{host.url}/m/{FIRST}", sha256=SHA256) == 130
     asked = len(host.requests)
     assert bench.run(f"{host.url}/m/{FIRST}", sha256=SHA256) == 0
     assert bench.holds(MODEL)
-    begun = [r for r in host.requests[asked:] if r.path.endswith(SECOND) and "Range" not in r.headers]
-    assert len(begun) == 1  # aria2 begins a new file without a range
-
-
-@pytest.mark.parametrize("damage", ["bytes", "control file lost", "control file damaged"])
-def test_damaged_part_is_fetched_anew(
-    bench: Bench, host: FileHost, damage: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    part = killed_in_the_second_shard(bench, host)
-    control = control_file(part)
-    if damage == "bytes":
-        with part.open("r+b") as stream:
-            stream.write(b"\xff" * 100)
-    elif damage == "control file lost":
-        control.unlink()
-        os.truncate(part, len(MODEL[SECOND]))
-    else:
-        control.write_bytes(b"")  # as a power cut may leave it
-    monkeypatch.setattr(time, "sleep", lambda _: None)  # only now, as slow hosts sleep too
-    assert bench.run(f"{host.url}/m/{FIRST}", sha256=SHA256) == 0
-    assert bench.holds(MODEL)
+    ranges = [r.headers.get("Range", "") for r in host.requests[asked:] if r.path.endswith(FIRST)]
+    assert not [each for each in ranges if each.startswith(f"bytes={size_bytes}-")]  # as if all before it were there
 
 
 def test_part_of_another_source_is_not_resumed(bench: Bench, host: FileHost) -> None:

@@ -91,6 +91,28 @@ class TestReading:
         assert done.stderr.decode().count("\n") == 1 and b"No such file" in done.stderr
 
 
+class TestHeads:
+    """The headers' own bytes, with which a model can be imitated where it is not."""
+
+    def test_they_end_where_the_data_begin(self, tmp_path: Path) -> None:
+        paths = write_split(tmp_path, SMALL, 3)
+        found = read_set(paths)
+        heads = gguf.read_heads(found)
+        assert [len(head) for head in heads] == [header.data_offset for header in found.headers]
+        assert all(path.read_bytes().startswith(head) for path, head in zip(paths, heads, strict=True))
+        assert read(heads[0], paths[0].stat().st_size).tensors == found.headers[0].tensors
+
+    def test_a_file_that_is_gone_or_cut_is_refused(self, tmp_path: Path) -> None:
+        path = write(tmp_path / "model.gguf", SMALL)
+        found = read_set([path])
+        path.write_bytes(path.read_bytes()[:100])
+        with pytest.raises(GgufError, match="changed while it was read; try again"):
+            gguf.read_heads(found)
+        path.unlink()
+        with pytest.raises(GgufError, match="No such file or directory; name an existing"):
+            gguf.read_heads(found)
+
+
 class TestSplitSets:
     def test_names_follow_from_any_shard(self) -> None:
         names = ["m-00001-of-00003.gguf", "m-00002-of-00003.gguf", "m-00003-of-00003.gguf"]

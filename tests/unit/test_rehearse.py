@@ -22,7 +22,8 @@ import pytest
 
 from moehost import rehearse
 from moehost.gguf import read_heads, read_set
-from moehost.rehearse import Job, RehearsalError, Result, Shard, arguments, overcommitting, run, write_sparse
+from moehost.rehearsal import Job, Result, Shard, shards
+from moehost.rehearse import RehearsalError, arguments, overcommitting, run, write_sparse
 from tests.unit.full_size import Layout, qwen35_397b, write, write_split
 
 SOURCE = Path(__file__).parents[2] / "src"
@@ -75,15 +76,15 @@ class Bench:
         )
         path.chmod(0o755)
 
-    def model(self, layout: Layout, shards: int = 1) -> list[Path]:
+    def model(self, layout: Layout, count: int = 1) -> list[Path]:
         """Puts a model's headers into the job, and returns its files."""
         source = self.folder / "source"
         source.mkdir()
-        paths = write_split(source, layout, shards) if shards > 1 else [write(source / "m.gguf", layout)]
+        paths = write_split(source, layout, count) if count > 1 else [write(source / "m.gguf", layout)]
         found = read_set(paths)
         headers = self.folder / "headers.bin"
         headers.write_bytes(b"".join(read_heads(found)))
-        self.job = replace(self.job, shards=rehearse.shards(found), headers=str(headers))
+        self.job = replace(self.job, shards=shards(found), headers=str(headers))
         return paths
 
     @property
@@ -146,7 +147,7 @@ class TestRehearsal:
 
     def test_all_shards_of_a_set_under_their_own_names(self, bench: Bench) -> None:
         bench.stub(READY)
-        paths = bench.model(SMALL, shards=3)
+        paths = bench.model(SMALL, count=3)
         assert bench.run()[0] == 0
         seen = bench.seen
         assert seen["files"] == {path.name: path.stat().st_size for path in paths}
@@ -154,7 +155,7 @@ class TestRehearsal:
         assert Path(seen["argv"][1]).name == paths[0].name
 
     def test_what_is_written_is_read_as_the_same_model(self, bench: Bench, tmp_path: Path) -> None:
-        paths = bench.model(SMALL, shards=3)
+        paths = bench.model(SMALL, count=3)
         folder = tmp_path / "again"
         folder.mkdir()
         assert bench.job.headers
@@ -177,6 +178,14 @@ class TestRehearsal:
         assert "LLAMA_ARG_CTX_SIZE" not in env
         assert bench.seen["nice"] >= 10
         assert Path(bench.seen["cwd"]).parent == bench.work
+
+    def test_files_may_be_named_from_where_it_stands(self, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+        bench.stub(READY)
+        (path,) = bench.model(SMALL)
+        bench.job = replace(bench.job, headers="headers.bin", folder=".")
+        monkeypatch.chdir(bench.folder)
+        assert bench.run()[0] == 0
+        assert bench.seen["files"] == {"m.gguf": path.stat().st_size}
 
     def test_the_sign_may_come_in_two_pieces(self, bench: Bench) -> None:
         pieces = (
@@ -367,7 +376,7 @@ class TestArguments:
 
 class TestJob:
     def test_it_survives_the_way_to_a_node(self, bench: Bench) -> None:
-        bench.model(SMALL, shards=2)
+        bench.model(SMALL, count=2)
         job = replace(bench.job, env={"A": "b"}, overcommit=True)
         assert Job.parse(job.to_json()) == job
 

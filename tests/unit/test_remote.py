@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from moehost.gguf import GgufError, read_set
-from moehost.remote import read_url
+from moehost.gguf import read_heads as local_heads
+from moehost.remote import read_heads, read_url
 from tests.unit.full_size import Layout, qwen35_397b, write, write_split
 
 
@@ -112,6 +113,47 @@ class TestReading:
         write(hub.folder / "small.gguf", SMALL)
         read_url(f"{hub.url}/hub/small.gguf", token="secret")
         assert [credential for _, _, credential in hub.log] == ["Bearer secret", None]
+
+
+class TestHeads:
+    @pytest.mark.parametrize("mode", ["ranges", "whole"])
+    def test_they_are_the_bytes_before_the_data(self, hub: Hub, mode: str) -> None:
+        path = write(hub.folder / "full.gguf", qwen35_397b())
+        found = read_url(f"{hub.url}/full.gguf")
+        hub.mode = mode
+        hub.log.clear()
+        (head,) = read_heads(f"{hub.url}/full.gguf", found)
+        with path.open("rb") as stream:
+            assert head == stream.read(found.headers[0].data_offset)
+        assert [wanted for _, wanted, _ in hub.log] == [f"bytes=0-{len(head) - 1}"]
+
+    def test_all_shards_with_the_query_and_the_token(self, hub: Hub) -> None:
+        paths = write_split(hub.folder, SMALL, 3)
+        url = f"{hub.url}/hub/{paths[0].name}?download=true"
+        found = read_url(url, token="secret")
+        hub.log.clear()
+        heads = read_heads(url, found, token="secret")
+        assert heads == local_heads(read_set(paths))
+        assert [path for path, _, _ in hub.log if path.startswith("/hub")] == [
+            f"/hub/{path.name}?download=true" for path in paths
+        ]
+        assert [credential for _, _, credential in hub.log] == ["Bearer secret", None] * 3
+
+    @pytest.mark.parametrize("size_bytes", [100, 1 << 20])
+    def test_a_file_that_has_changed_is_refused(self, hub: Hub, size_bytes: int) -> None:
+        path = write(hub.folder / "small.gguf", SMALL)
+        found = read_url(f"{hub.url}/small.gguf")
+        with path.open("r+b") as file:
+            file.truncate(size_bytes)
+        with pytest.raises(GgufError, match="changed since it was planned"):
+            read_heads(f"{hub.url}/small.gguf", found)
+
+    def test_a_server_that_is_gone_is_a_fault_in_one_line(self, hub: Hub) -> None:
+        path = write(hub.folder / "small.gguf", SMALL)
+        found = read_url(f"{hub.url}/small.gguf")
+        path.unlink()
+        with pytest.raises(GgufError, match=r"cannot be fetched .*404"):
+            read_heads(f"{hub.url}/small.gguf", found)
 
 
 class TestFaults:
