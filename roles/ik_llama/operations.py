@@ -18,38 +18,56 @@ NEXT_SUITE = {"trixie": "forky"}
 
 
 @operation()
-def package_installed(package: str) -> Iterator[Any]:
+def package_available(package: str) -> Iterator[Any]:
     """
-    Have the distribution's llama.cpp, if need be from the suite after the node's own.
+    Have a suite in apt's sources that holds the distribution's llama.cpp: the node's own, or the one after it.
 
     + package: name of the package
     """
     if not host.get_fact(MissingPackages, packages=[package]):
         host.noop(f"{package} is installed")
         return
-    if host.get_fact(PackageCandidates, packages=[package]):
-        yield from packages._inner(wanted=[package])
+    system, suite = _system()
+    codename, this = system.get("VERSION_CODENAME", ""), system.get("PRETTY_NAME", "this system")
+    if not suite:
+        if host.get_fact(PackageCandidates, packages=[package]):
+            host.noop(f"{this} has {package}")
+        else:
+            yield refuse(
+                f"engine.source: 'package' needs {package}, which {this} does not have; Debian 13 and later do"
+            )
         return
-
-    system = host.get_fact(OsRelease)
-    codename = system.get("VERSION_CODENAME", "")
-    suite = NEXT_SUITE.get(codename)
     mirrors = host.get_fact(Mirrors, codename=codename)
-    this = system.get("PRETTY_NAME", "this system")
-    if system and not suite:
-        yield refuse(f"engine.source: 'package' needs {package}, which {this} does not have; Debian 13 and later do")
-        return
-    if system and not mirrors:
+    if not mirrors:
         yield refuse(f"{package} comes from {suite}, but apt has no mirror of {codename} on {this}; add one")
         return
-    values = {"suite": suite, "mirror": mirrors[0] if mirrors else ""}
+    values = {"suite": suite, "mirror": mirrors[0]}
     yield from files._inner(
         contents={
             f"/etc/apt/preferences.d/60-moehost-{suite}": render("ik_llama/preferences.j2", **values),
             f"/etc/apt/sources.list.d/moehost-{suite}.sources": render("ik_llama/suite.sources.j2", **values),
         }
     )
+
+
+@operation()
+def package_installed(package: str) -> Iterator[Any]:
+    """
+    Have the distribution's llama.cpp, with what it needs from the same suite.
+
+    The suite follows from the system and not from what apt offers just now: after a run that was cut off, apt offers
+    the package of the next suite, and can't install it with what the node's own suite has.
+
+    + package: name of the package
+    """
+    _, suite = _system()
     yield from packages._inner(wanted=[package], release=suite)
+
+
+def _system() -> tuple[dict[str, str], str | None]:
+    """The fields of the node's os-release, and the suite that its llama.cpp comes from if not from its own."""
+    system = host.get_fact(OsRelease)
+    return system, NEXT_SUITE.get(system.get("VERSION_CODENAME", ""))
 
 
 @operation()

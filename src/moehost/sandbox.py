@@ -38,11 +38,10 @@ def mirror() -> str | None:
     """`SANDBOX_MIRROR`, else this computer's own Debian mirror, else None: mmdebstrap then uses its default."""
     if chosen := os.environ.get("SANDBOX_MIRROR"):
         return chosen
-    wanted = "$(CREATED_BY) $(COMPONENT) $(ORIGIN) $(RELEASE) $(REPO_URI)"
+    wanted = "$(CREATED_BY) $(COMPONENT) $(RELEASE) $(REPO_URI)"
     listing = _run(["apt-get", "indextargets", "--format", wanted], check=False).stdout
     for line in listing.splitlines():
-        # The origin is empty before the first `apt-get update`.
-        created_by, component, *_, release, uri = line.split()
+        created_by, component, release, uri = line.split()
         if (created_by, component) == ("Packages", "main") and "debian" in uri and "security" not in release + uri:
             return uri
     return None

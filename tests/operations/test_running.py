@@ -11,9 +11,7 @@ from pyinfra.facts.files import FileContents
 
 from moehost import settings
 from moehost.plan import make
-from moehost.source import ModelFile
 from moehost.speed import PUBLISHED
-from moehost.store import Manifest
 from roles.facts import FileStates, Machine
 from roles.llama_server import operations
 from roles.llama_server.facts import (
@@ -27,17 +25,11 @@ from roles.llama_server.facts import (
 )
 from roles.llama_server.operations import running
 from roles.models.facts import StoredModel
+from tests.fixtures.planned_node import CONTRACT, HEADERS, MANIFEST, TAKEN, machine
 from tests.operations.plain import Host, in_turn, play, sha256
 from tests.unit.full_size import as_set, qwen35_397b
 from tests.unit.machines import epyc_9175f
 
-HELP = (Path(__file__).parents[1] / "fixtures/help/llama.cpp-0.7.0.txt").read_text()
-CONTRACT = {
-    "build": '{"dialect": "llama.cpp"}',
-    "version": "version: 0.7.0 (build 11669, commit Debian)",
-    "help": HELP,
-}
-TAKEN = "0.00.062.253 E cmn  common_init_: failed to load model '/nonexistent/probe.gguf'"
 UNIT, PLAN = "/etc/systemd/system/llama-server-tiny.service", "/etc/moehost/tiny/plan.json"
 INACTIVE = {"ActiveState": "inactive", "UnitFileState": "", "NeedDaemonReload": "no", "generation": ""}
 ENABLE = "systemctl enable --quiet llama-server-tiny.service"
@@ -46,25 +38,6 @@ RESTART = (
     "systemctl restart --no-block llama-server-tiny.service"
 )
 RELOAD = "systemctl daemon-reload"
-
-
-MANIFEST = Manifest("m", "file:///srv/m.gguf", None, (ModelFile("m.gguf", 1, "0" * 64),), "qwen35moe", 1)
-HEADERS = [header.to_json() for header in as_set(qwen35_397b()).headers]
-LSCPU = """\
-Model name: AMD EPYC 9175F 16-Core Processor
-Socket(s): 1
-Core(s) per socket: 16
-CPU(s): 16
-Thread(s) per core: 1
-NUMA node(s): 1
-L3 cache: 512 MiB (16 instances)
-"""
-CARD = "NVIDIA RTX PRO 6000 Blackwell, 97887, 12.0, 5, 16\n"
-
-
-def machine(cards=0):
-    texts = {"lscpu": LSCPU, "meminfo": "MemTotal: 791552000 kB\n", "nvidia_smi": CARD * cards}
-    return texts | {"has_memory": "0\n", "l3_ids": ""}
 
 
 def settings_of(**more):

@@ -1,55 +1,191 @@
-"""The whole deploy against a fake node where nothing is there: it plans, renders, and keeps hosts apart."""
+"""The whole deploy, planned and applied to simulated nodes (pyinfra's `@fake` connector runs nothing)."""
 
-from __future__ import annotations
-
+import json
 import os
+import re
 import subprocess
+import sys
 from pathlib import Path
-from typing import Any
+
+import pytest
+
+from tests.fixtures import planned_node
 
 ROOT = Path(__file__).parents[2]
 SERVICE = {"name": "tiny", "model": {"name": "m", "source": "file:///srv/m.gguf"}}
+OTHER = {"name": "other", "port": 8081, "model": {"name": "n", "source": "file:///srv/n.gguf"}}
+
+# What a fresh Debian says; to any other question a simulated node answers nothing and succeeds.
+TRIXIE = {
+    "for package in aria2": ["aria2", "ca-certificates", "curl", "iproute2", "procps", "python3"],
+    "for package in llama.cpp-tools": "llama.cpp-tools",
+    "cat /etc/os-release": ["VERSION_CODENAME=trixie", 'PRETTY_NAME="Debian GNU/Linux 13 (trixie)"'],
+    "apt-get indextargets": "Packages trixie main http://mirror.home.arpa/debian/",
+}
+BOOKWORM = TRIXIE | {
+    "cat /etc/os-release": ["VERSION_CODENAME=bookworm", 'PRETTY_NAME="Debian GNU/Linux 12 (bookworm)"'],
+}
+WITH_ENGINE = {
+    "path=$(readlink": ["package=1", "path=/usr/bin/llama-server", f"sha256={'0' * 64}", "version=1"],
+    "basename": "current=",
+}
+WITHOUT_PACKAGE = (
+    "engine.source: 'package' needs llama.cpp-tools, which Debian GNU/Linux 12 (bookworm) does not have; "
+    "Debian 13 and later do"
+)
 
 
-def deploy(
-    tmp_path: Path, hosts: list[tuple[str, dict[str, Any]]], *options: str
-) -> subprocess.CompletedProcess[str]:
-    (tmp_path / "hosts.py").write_text(f"nodes = {hosts!r}\n")
-    # A fake command takes half a second if nothing else is said.
-    environment = os.environ | {"PYINFRA_FAKE_DELAY": "0", "PYINFRA_FAKE_DELAY_JITTER": "0"}
-    command = ["pyinfra", str(tmp_path / "hosts.py"), "deploy.py", *options]
-    return subprocess.run(
-        command, cwd=ROOT, env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL
+class Run:
+    """A deploy to simulated nodes: what it prints, and its exit code."""
+
+    def __init__(self, folder, nodes, *options, deploy="deploy.py"):
+        hosts = [(f"@fake/{name}", {"fake_responses": TRIXIE, **data}) for name, data in nodes.items()]
+        inventory = folder / "hosts.py"
+        inventory.write_text(f"nodes = {hosts!r}\n")
+        command = [Path(sys.executable).with_name("pyinfra"), inventory, deploy, "--json", *options]
+        environment = {**os.environ, "PYINFRA_FAKE_DELAY": "0", "PYINFRA_FAKE_DELAY_JITTER": "0"}
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
+        self.code, self.data, self.talk = done.returncode, done.stdout, done.stderr
+        assert "Traceback" not in self.talk, self.talk
+        assert "internal exception" not in self.talk, self.talk
+
+    def changes(self, node):
+        """Names of the operations with which the plan wants to change something on a node."""
+        plan = json.loads(self.data)["plan"]
+        return [each["name"] for each in plan if f"@fake/{node}" in each["hosts_with_change"]]
+
+    def said_of(self, node):
+        """The lines about a node."""
+        return re.findall(rf"^ *\[@fake/{node}\] +(.*)$", self.talk, re.MULTILINE)
+
+    @property
+    def results(self):
+        """What a run has done."""
+        return json.loads(self.data)["results"]
+
+
+@pytest.fixture(scope="module")
+def notes(tmp_path_factory):
+    """Where the plan notes each template that it takes."""
+    return tmp_path_factory.mktemp("spy") / "notes"
+
+
+@pytest.fixture(scope="module")
+def plan(tmp_path_factory, notes):
+    """One plan for nodes of every kind."""
+    spy = notes.with_name("spy.py")
+    spy.write_text(
+        "from roles import operations\n"
+        "take = operations._environment.get_template\n"
+        "def noted(name):\n"
+        f"    with open({str(notes)!r}, 'a') as file:\n"
+        "        print(name, file=file)\n"
+        "    return take(name)\n"
+        "operations._environment.get_template = noted\n" + (ROOT / "deploy.py").read_text()
     )
+    nodes = {
+        "fresh": {"services": [SERVICE]},
+        "two": {"services": [SERVICE, OTHER]},
+        "ready": {"fake_responses": WITH_ENGINE | planned_node.responses(), "services": [SERVICE]},
+        "old": {"fake_responses": BOOKWORM},
+        "wrong": {"services": [{**SERVICE, "contxt": 1}], "models_dir": "srv"},
+        "tokenless": {"hf_token_file": "/nonexistent/token"},
+        "keyless": {"services": [{**SERVICE, "api_keys_file": "/nonexistent/keys"}]},
+    }
+    return Run(tmp_path_factory.mktemp("plan"), nodes, "--dry", "-vvv", deploy=spy)
 
 
-def test_a_node_where_nothing_is_there_can_be_planned(tmp_path: Path) -> None:
-    run = deploy(tmp_path, [("@fake/bare", {"services": [SERVICE]})], "--dry")
-    assert run.returncode == 0, run.stderr
-    assert "Traceback" not in run.stderr
-    for operation in ("Base | Install packages", "Models | Have m in the store", "Service | Run tiny, warm"):
-        assert operation in run.stderr
+class TestPlan:
+    def test_a_node_where_nothing_exists(self, plan):
+        assert not [line for line in plan.said_of("fresh") if line.startswith("will fail")]
+        roles = ["Base"] * 3 + ["Engine"] * 3 + ["Models"] * 2 + ["Service"] * 3
+        assert [name.split(" | ")[0] for name in plan.changes("fresh")] == roles
+        assert plan.changes("fresh")[-4:] == [
+            "Models | Have m in the store",
+            "Service | Install the programs of a start",
+            "Service | Have an API key for tiny",
+            "Service | Run tiny, warm",
+        ]
+
+    def test_models_and_services_of_a_node_come_in_order(self, plan):
+        names = " ".join(plan.changes("two"))
+        order = ["Have m in", "Have n in", "key for tiny", "Run tiny", "key for other", "Run other"]
+        assert sorted(order, key=names.index) == order
+
+    def test_a_node_that_has_engine_and_model(self, plan):
+        assert not [line for line in plan.said_of("ready") if line.startswith("will fail")]
+        assert "Models | Have m in the store" not in plan.changes("ready")
+        assert "Service | Run tiny, warm" in plan.changes("ready")
+
+    def test_every_template_renders(self, plan, notes):
+        assert plan.changes("ready")
+        templates = {str(path.relative_to(ROOT / "templates")) for path in (ROOT / "templates").rglob("*.j2")}
+        assert set(notes.read_text().split()) == templates
+
+    def test_what_will_fail_is_announced(self, plan):
+        assert f"will fail: {WITHOUT_PACKAGE}" in plan.said_of("old")
+
+    @pytest.mark.parametrize(
+        ("node", "lines"),
+        [
+            (
+                "wrong",
+                [
+                    "services[0].contxt: unknown setting; did you mean 'context'?",
+                    "models_dir: 'srv': write an absolute path of letters, digits and ._-, without ..",
+                ],
+            ),
+            (
+                "tokenless",
+                ["hf_token_file: /nonexistent/token is not a file on this computer; make it or correct the path"],
+            ),
+            (
+                "keyless",
+                [
+                    "services[0].api_keys_file: /nonexistent/keys is not a file on this computer; "
+                    "make it or correct the path"
+                ],
+            ),
+        ],
+    )
+    def test_wrong_settings_end_only_their_host(self, plan, node, lines):
+        assert plan.code == 1
+        assert set(lines) <= set(plan.said_of(node))
+        assert plan.changes(node) == []
+        # Nothing has been asked of it, while others were.
+        assert not [line for line in plan.said_of(node) if line.startswith(">>>")]
+        assert [line for line in plan.said_of("fresh") if line.startswith(">>>")]
 
 
-def test_wrong_settings_end_one_host_before_anything_is_touched(tmp_path: Path) -> None:
-    wrong = {"services": [{**SERVICE, "contxt": 1}]}
-    hosts = [("@fake/good", {"services": [SERVICE]}), ("@fake/wrong", wrong)]
-    run = deploy(tmp_path, hosts, "--dry")
-    assert "[@fake/wrong] services[0].contxt: unknown setting; did you mean 'context'?" in run.stderr
-    assert "Traceback" not in run.stderr
-    detected = run.stderr.partition("Detected changes")[2]
-    assert "@fake/good" in detected
-    assert "@fake/wrong" not in detected
+def test_a_plan_without_a_mistake_exits_well(tmp_path):
+    run = Run(tmp_path, {"fresh": {"services": [SERVICE]}}, "--dry")
+    assert run.code == 0, run.talk
+    assert run.results is None
 
 
-def test_no_host_with_right_settings_is_a_failure(tmp_path: Path) -> None:
-    run = deploy(tmp_path, [("@fake/wrong", {"servces": []})], "-y")
-    assert run.returncode == 1
-    assert "servces: unknown setting; did you mean 'services'?" in run.stderr
-    assert "Starting operation" not in run.stderr
+def test_no_host_with_right_settings_is_left(tmp_path):
+    run = Run(tmp_path, {"one": {"servces": []}, "two": {"models_dir": "srv"}}, "-y")
+    assert (run.code, run.data) == (1, "")
+    assert "servces: unknown setting; did you mean 'services'?" in run.said_of("one")
+    assert any(line.startswith("models_dir: 'srv': ") for line in run.said_of("two"))
+    assert "Starting operation" not in run.talk
 
 
-def test_a_file_that_a_setting_names_must_be_here(tmp_path: Path) -> None:
-    run = deploy(tmp_path, [("@fake/node", {"services": [{**SERVICE, "api_keys_file": "/nowhere"}]})], "-y")
-    assert run.returncode == 1
-    assert "services[0].api_keys_file: /nowhere is not a file on this computer" in run.stderr
+def test_a_host_that_is_refused_fails_at_once_and_the_others_go_on(tmp_path):
+    run = Run(tmp_path, {"good": {"fake_responses": WITH_ENGINE}, "old": {"fake_responses": BOOKWORM}}, "-y")
+    assert run.code == 1
+    assert run.said_of("old").count(WITHOUT_PACKAGE) == 1
+    assert run.results["failed_hosts"] == ["@fake/old"]
+    programs = "Service | Install the programs of a start"
+    (last,) = [each for each in run.results["operations"] if each["name"] == programs]
+    assert last["success"] == ["@fake/good"]
+
+
+def test_a_run_exits_well_and_shows_no_secret_however_talkative_it_is(tmp_path):
+    (tmp_path / "token").write_text("hf_secret_of_the_owner\n")
+    nodes = {"good": {"fake_responses": WITH_ENGINE, "hf_token_file": str(tmp_path / "token")}}
+    run = Run(tmp_path, nodes, "-y", "-vvv", "--diff", "--debug")
+    assert run.code == 0, run.talk
+    assert run.results["totals"]["success"] > 0
+    assert "/etc/moehost/hub-token" in run.talk
+    assert "hf_secret_of_the_owner" not in run.data + run.talk

@@ -1,173 +1,318 @@
-"""The programs of a start, run by a real shell against a server on loopback."""
-
-from __future__ import annotations
+"""The programs of a start, run by `sh` against a server on loopback that behaves as llama-server may."""
 
 import json
 import os
+import shutil
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
-from typing import Any
 
 import pytest
 
-PROGRAMS = Path(__file__).parents[2] / "templates/llama_server"
-KEY = "a-key-of-the-test"
+from roles.operations import render
+
+KEY = "k-0123456789abcdef"
+TOLD = {"timings": {"predicted_n": 8}}
+CURL = shutil.which("curl")
+
+pytestmark = pytest.mark.skipif(not CURL, reason="curl is not installed")
 
 
-class Server(ThreadingHTTPServer):
-    """Answers as llama-server does; `health` and `answer` can be changed, `asked` keeps the completions."""
+class Server:
+    """A stand-in for llama-server: `/health` has these statuses, the last one for ever, completions have `answer`.
 
-    daemon_threads = True
+    A status of None is no answer at all. `requests` holds what it was asked: path, headers and body.
+    """
 
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.health, self.answer, self.asked = 200, {"timings": {"predicted_n": 8}}, list[dict[str, Any]]()
+    def __init__(self, *health, port=0, answer=TOLD, keys=(KEY,)):
+        self.health, self.answer, self.keys, self.requests = list(health), answer, keys, []
+        self.hung_up = threading.Event()
+        owner = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def log_message(self, *_):
+                """Keeps the test's output quiet."""
+
+            def do_GET(self):
+                status = owner.health.pop(0) if len(owner.health) > 1 else owner.health[0]
+                owner.requests.append((self.path, self.headers, None))
+                if status is None:
+                    owner.hung_up.wait()
+                else:
+                    self.say(status, {"status": "ok" if status == 200 else "loading model"})
+
+            def do_POST(self):
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                owner.requests.append((self.path, self.headers, body))
+                if self.headers["Authorization"] in [f"Bearer {key}" for key in owner.keys]:
+                    self.say(200, owner.answer)
+                else:
+                    self.say(401, {"error": {"message": "Invalid API Key"}})
+
+            def say(self, status, answer):
+                text = json.dumps(answer, separators=(",", ":")).encode()
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(text)))
+                self.end_headers()
+                self.wfile.write(text)
+
+        self.http = ThreadingHTTPServer(("127.0.0.1", port), Handler)
+        self.http.daemon_threads = True
+        self.thread = threading.Thread(target=self.http.serve_forever, args=(0.02,), daemon=True)
+
+    def __enter__(self):
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self.hung_up.set()
+        self.http.shutdown()
+        self.http.server_close()
+
+    @property
+    def port(self):
+        return self.http.server_port
+
+    @property
+    def url(self):
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def prompts(self):
+        """The bodies of the completions that were asked for."""
+        return [body for path, _, body in self.requests if path == "/completion"]
 
 
-class Handler(BaseHTTPRequestHandler):
-    server: Server
+class Bench:
+    """Runs the programs as systemd does: credentials and the main process in the environment."""
 
-    def do_GET(self) -> None:
-        self._send(self.server.health, {"status": "ok"})
+    def __init__(self, folder):
+        self.folder = folder
+        self.model, self.keys, self.meminfo = folder / "m.gguf", folder / "api-keys", folder / "meminfo"
+        self.model.write_bytes(b"GGUF\x03\0\0\0")
+        self.keys.write_text(f"{KEY}\n")
+        self.meminfo.write_text("MemTotal:  2048000 kB\nMemAvailable:  1024000 kB\n")
+        # A curl that keeps what it was told, in arguments and environment, and then does it.
+        self.told = folder / "told"
+        (folder / "bin").mkdir()
+        curl = folder / "bin/curl"
+        curl.write_text(f'#!/bin/sh\n{{ printf "%s\\n" "$@"; env; }} >>{self.told}\nexec {CURL} "$@"\n')
+        curl.chmod(0o755)
 
-    def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        if self.headers["Authorization"] != f"Bearer {KEY}":
-            self._send(401, {"error": "no key"})
-            return
-        self.server.asked.append(body)
-        self._send(200, self.server.answer)
+    def start(self, program, *arguments, main_pid=None, faster=()):
+        """The program at work; `faster` shortens times in its text."""
+        text = render(f"llama_server/{program}.j2")
+        for slow, quick in faster:
+            assert slow in text
+            text = text.replace(slow, quick)
+        path = self.folder / program
+        path.write_text(text)
+        environment = {
+            "PATH": f"{self.folder}/bin:{os.environ['PATH']}",
+            "CREDENTIALS_DIRECTORY": str(self.folder),
+            "MAINPID": str(main_pid or os.getpid()),
+            "MEMINFO": str(self.meminfo),
+        }
+        command = ["sh", path, *map(str, arguments)]
+        pipe = subprocess.PIPE
+        return subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, text=True)
 
-    def _send(self, status: int, data: Any) -> None:
-        body = json.dumps(data, separators=(",", ":")).encode()
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
+    def run(self, program, *arguments, **more):
+        """Exit code and last words of a program; on standard output it says nothing."""
+        process = self.start(program, *arguments, **more)
+        stdout, stderr = process.communicate(timeout=30)
+        assert stdout == ""
+        return process.returncode, stderr.strip()
 
-    def log_message(self, *_: Any) -> None:
-        pass
+    def has_asked(self):
+        """Whether a program has called curl yet."""
+        return self.told.exists()
 
 
 @pytest.fixture
-def server() -> Iterator[Server]:
-    with Server() as server:
-        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
-        yield server
-        server.shutdown()
-
-
-def url(server: Server) -> str:
-    return f"http://127.0.0.1:{server.server_port}"
-
-
-def run(program: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    command = ["sh", str(PROGRAMS / f"{program}.j2"), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment}, timeout=60)
+def bench(tmp_path):
+    return Bench(tmp_path)
 
 
 @pytest.fixture
-def credentials(tmp_path: Path) -> str:
-    (tmp_path / "api-keys").write_text(f"{KEY}\nanother\n")
-    return str(tmp_path)
+def main_process():
+    process = subprocess.Popen(["sleep", "60"])
+    yield process
+    process.kill()
+    process.wait()
 
 
-class TestWaitReady:
-    def test_a_server_that_answers_is_ready(self, server: Server) -> None:
-        assert run("wait-ready", url(server), "5", MAINPID=str(os.getpid())).returncode == 0
-
-    def test_a_late_answer_is_waited_for(self, server: Server) -> None:
-        server.health = 503
-        threading.Timer(1.5, lambda: setattr(server, "health", 200)).start()
-        started = time.monotonic()
-        assert run("wait-ready", url(server), "20", MAINPID=str(os.getpid())).returncode == 0
-        assert time.monotonic() - started >= 1.4
-
-    def test_a_server_that_ended_is_not_waited_for(self) -> None:
-        ended = subprocess.Popen(["true"])
-        ended.wait()
-        done = run("wait-ready", "http://127.0.0.1:9", "600", MAINPID=str(ended.pid))
-        assert (done.returncode, done.stderr) == (1, "the server ended while it was loading\n")
-
-    def test_patience_ends(self, server: Server) -> None:
-        server.health = 503
-        done = run("wait-ready", url(server), "0", MAINPID=str(os.getpid()))
-        assert (done.returncode, done.stderr) == (1, "no answer after 0 s (last HTTP status: 503)\n")
-
-
-class TestWarmUp:
-    def test_prompts_have_exactly_the_tokens_asked_for(self, server: Server, credentials: str) -> None:
-        done = run("warm-up", url(server), "1", "16", "2064", CREDENTIALS_DIRECTORY=credentials)
-        assert done.returncode == 0, done.stderr
-        assert [len(body["prompt"]) for body in server.asked] == [1, 16, 2064]
-        assert all(type(token) is int for body in server.asked for token in body["prompt"])
-        assert all(body["cache_prompt"] is False for body in server.asked)
-
-    def test_no_answer_is_a_failure(self, server: Server, credentials: str) -> None:
-        server.answer = {"timings": {"predicted_n": 0}}
-        done = run("warm-up", url(server), "16", CREDENTIALS_DIRECTORY=credentials)
-        assert done.returncode == 1
-        assert "warm-up with 16 tokens got no 8 tokens back" in done.stderr
-
-    def test_a_refusal_is_a_failure(self, server: Server, tmp_path: Path) -> None:
-        (tmp_path / "api-keys").write_text("wrong\n")
-        done = run("warm-up", url(server), "16", CREDENTIALS_DIRECTORY=str(tmp_path))
-        assert done.returncode == 1
-        assert "warm-up with 16 tokens failed" in done.stderr
-
-    def test_the_key_is_in_no_command_line(self, server: Server, credentials: str, tmp_path: Path) -> None:
-        # A curl before the real one on the path notes what it was called with.
-        spy = tmp_path / "bin/curl"
-        spy.parent.mkdir()
-        spy.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/arguments\nexec /usr/bin/curl "$@"\n')
-        spy.chmod(0o755)
-        path = f"{spy.parent}:{os.environ['PATH']}"
-        done = run("warm-up", url(server), "16", CREDENTIALS_DIRECTORY=credentials, PATH=path)
-        assert done.returncode == 0, done.stderr
-        arguments = (tmp_path / "arguments").read_text()
-        assert "/completion" in arguments
-        assert KEY not in arguments
+def until(condition):
+    """Return when the condition holds; it must within ten seconds."""
+    end = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
 
 
 class TestPreflight:
-    @pytest.fixture
-    def model(self, tmp_path: Path) -> Path:
-        (tmp_path / "m.gguf").write_bytes(b"GGUF....")
-        return tmp_path / "m.gguf"
+    def test_what_is_needed_is_there(self, bench):
+        assert bench.run("preflight", bench.model, 1000) == (0, "")
 
-    @pytest.fixture
-    def memory(self, tmp_path: Path) -> str:
-        (tmp_path / "meminfo").write_text("MemTotal: 2048000 kB\nMemAvailable: 1024000 kB\n")
-        return str(tmp_path / "meminfo")
+    def test_the_model_is_gone(self, bench):
+        bench.model.unlink()
+        code, words = bench.run("preflight", bench.model, 1000)
+        assert (code, words) == (1, f"the model {bench.model} is not there or not readable: deploy again")
 
-    def test_all_is_well(self, model: Path, memory: str, credentials: str) -> None:
-        done = run("preflight", str(model), "1000", MEMINFO=memory, CREDENTIALS_DIRECTORY=credentials)
-        assert (done.returncode, done.stderr) == (0, "")
+    @pytest.mark.parametrize("content", [b"", b"\0\0\0\0\0", b"GGML", b"<html>"])
+    def test_the_model_is_something_else(self, bench, content):
+        bench.model.write_bytes(content)
+        code, words = bench.run("preflight", bench.model, 1000)
+        assert code == 1
+        assert words.startswith(f"{bench.model} is no GGUF file")
+
+    @pytest.mark.parametrize("keys", ["", "# none yet\n\n", None], ids=["empty", "a comment", "absent"])
+    def test_there_is_no_key(self, bench, keys):
+        bench.keys.unlink()
+        if keys is not None:
+            bench.keys.write_text(keys)
+        assert bench.run("preflight", bench.model, 1000) == (1, "there is no API key: deploy again")
+
+    def test_there_is_too_little_memory(self, bench):
+        assert bench.run("preflight", bench.model, 1001) == (
+            1,
+            "the plan needs 1001 MiB of memory, 1000 MiB are available: what else runs here?",
+        )
+
+
+class TestWaitReady:
+    QUICK = [("sleep 1", "sleep 0.02")]
+
+    def wait(self, bench, url, limit_s=20, faster=(), **more):
+        return bench.run("wait-ready", url, limit_s, faster=[*self.QUICK, *faster], **more)
+
+    def test_a_server_that_answers_is_asked_once(self, bench):
+        with Server(200) as server:
+            assert self.wait(bench, server.url) == (0, "")
+        assert [path for path, _, _ in server.requests] == ["/health"]
+
+    def test_a_server_that_is_loading_is_waited_for(self, bench):
+        with Server(503, 503, 503, 200) as server:
+            assert self.wait(bench, server.url) == (0, "")
+        assert len(server.requests) == 4
+
+    def test_a_server_that_does_not_listen_yet_is_waited_for(self, bench):
+        with Server(200) as server:
+            port = server.port
+        program = bench.start("wait-ready", f"http://127.0.0.1:{port}", 20, faster=self.QUICK)
+        until(bench.has_asked)
+        with Server(200, port=port):
+            _, words = program.communicate(timeout=30)
+        assert (program.returncode, words) == (0, "")
+
+    def test_a_server_that_died_is_not_waited_for(self, bench, main_process):
+        main_process.kill()
+        main_process.wait()
+        with Server(503) as server:
+            code, words = self.wait(bench, server.url, main_pid=main_process.pid)
+        assert (code, words) == (1, "the server ended while it was loading")
+        assert len(server.requests) == 1
+
+    def test_a_server_that_dies_ends_the_wait(self, bench, main_process):
+        with Server(503) as server:
+            program = bench.start("wait-ready", server.url, 20, main_pid=main_process.pid, faster=self.QUICK)
+            until(lambda: len(server.requests) >= 2)
+            main_process.kill()
+            main_process.wait()
+            _, words = program.communicate(timeout=30)
+        assert (program.returncode, words.strip()) == (1, "the server ended while it was loading")
+
+    @pytest.mark.parametrize("status", [503, 404, 500])
+    def test_the_wait_has_a_limit(self, bench, status):
+        with Server(status) as server:
+            code, words = self.wait(bench, server.url, limit_s=1)
+        assert (code, words) == (1, f"no answer after 1 s (last HTTP status: {status})")
+        assert len(server.requests) > 1
+
+    def test_a_server_that_accepts_and_says_nothing_does_not_hold_up_the_wait(self, bench):
+        with Server(None) as server:
+            code, words = self.wait(bench, server.url, limit_s=1, faster=[("--max-time 10", "--max-time 0.3")])
+        assert (code, words) == (1, "no answer after 1 s (last HTTP status: 000)")
+        assert len(server.requests) > 1
+
+    def test_health_is_asked_without_a_key(self, bench):
+        with Server(200) as server:
+            self.wait(bench, server.url)
+        assert KEY not in str(server.requests) + bench.told.read_text()
+
+
+class TestWarmUp:
+    def test_a_prompt_for_each_length_exactly(self, bench):
+        with Server() as server:
+            assert bench.run("warm-up", server.url, 1, 16, 528) == (0, "")
+        assert [len(body["prompt"]) for body in server.prompts] == [1, 16, 528]
+
+    def test_a_prompt_that_no_command_line_could_hold(self, bench):
+        with Server() as server:
+            assert bench.run("warm-up", server.url, 60000) == (0, "")
+        assert [len(body["prompt"]) for body in server.prompts] == [60000]
+
+    def test_prompts_are_tokens_that_every_vocabulary_has_and_do_not_repeat_at_once(self, bench):
+        with Server() as server:
+            bench.run("warm-up", server.url, 256)
+        (prompt,) = [body["prompt"] for body in server.prompts]
+        assert all(type(token) is int and 0 <= token < 256 for token in prompt)
+        assert len(set(prompt[:64])) == 64
+
+    def test_every_prompt_is_computed_and_answered_with_eight_tokens(self, bench):
+        with Server() as server:
+            bench.run("warm-up", server.url, 16)
+        (body,) = server.prompts
+        del body["prompt"]
+        assert body == {"n_predict": 8, "cache_prompt": False, "ignore_eos": True}
+
+    def test_the_key_is_in_the_request_and_nowhere_else(self, bench):
+        with Server() as server:
+            assert bench.run("warm-up", server.url, 16) == (0, "")
+        assert [headers["Authorization"] for _, headers, _ in server.requests] == [f"Bearer {KEY}"]
+        assert f"{server.url}/completion" in bench.told.read_text()
+        assert KEY not in bench.told.read_text()
+
+    @pytest.mark.parametrize("text", [f"{KEY}\nanother\n", f"# of the owner\n\n{KEY}\n", KEY])
+    def test_the_first_key_of_the_file_is_taken(self, bench, text):
+        bench.keys.write_text(text)
+        with Server() as server:
+            assert bench.run("warm-up", server.url, 16) == (0, "")
+
+    def test_a_key_that_the_server_does_not_know_fails_with_its_words(self, bench):
+        with Server(keys=("another",)) as server:
+            code, words = bench.run("warm-up", server.url, 16, 32)
+        assert code == 1
+        assert 'warm-up with 16 tokens failed: {"error":{"message":"Invalid API Key"}}' in words
+        assert KEY not in words
+        assert len(server.requests) == 1
 
     @pytest.mark.parametrize(
-        ("change", "said"),
-        [
-            (lambda model: model.unlink(), "is not there or not readable"),
-            (lambda model: model.write_bytes(b"<htm"), "is no GGUF file"),
-        ],
+        "answer",
+        [{"timings": {"predicted_n": 7}}, {"content": "predicted_n"}, {}, {"error": {"message": "invalid UTF-8"}}],
     )
-    def test_a_model_that_is_none(self, model: Path, memory: str, credentials: str, change: Any, said: str) -> None:
-        change(model)
-        done = run("preflight", str(model), "1", MEMINFO=memory, CREDENTIALS_DIRECTORY=credentials)
-        assert done.returncode == 1
-        assert said in done.stderr
+    def test_an_answer_of_fewer_tokens_is_none(self, bench, answer):
+        with Server(answer=answer) as server:
+            code, words = bench.run("warm-up", server.url, 16, 32)
+        assert code == 1
+        assert words == f"warm-up with 16 tokens got no 8 tokens back: {json.dumps(answer, separators=(',', ':'))}"
+        assert len(server.requests) == 1
 
-    def test_too_little_memory(self, model: Path, memory: str, credentials: str) -> None:
-        done = run("preflight", str(model), "1001", MEMINFO=memory, CREDENTIALS_DIRECTORY=credentials)
-        assert done.returncode == 1
-        assert "the plan needs 1001 MiB of memory, 1000 MiB are available" in done.stderr
+    def test_a_long_answer_does_not_fill_the_journal(self, bench):
+        with Server(answer={"content": "x" * 100_000}) as server:
+            _, words = bench.run("warm-up", server.url, 16)
+        assert len(words) < 400
 
-    def test_no_key(self, model: Path, memory: str, tmp_path: Path) -> None:
-        (tmp_path / "empty").mkdir()
-        done = run("preflight", str(model), "1", MEMINFO=memory, CREDENTIALS_DIRECTORY=str(tmp_path / "empty"))
-        assert done.returncode == 1
-        assert "there is no API key" in done.stderr
+    def test_a_server_that_is_gone_fails(self, bench):
+        with Server() as server:
+            url = server.url
+        code, words = bench.run("warm-up", url, 16)
+        assert code == 1
+        assert words.startswith("curl: (7) ")
+        assert words.endswith("warm-up with 16 tokens failed:")
+
+    def test_every_question_has_a_time_limit(self, bench):
+        with Server() as server:
+            bench.run("warm-up", server.url, 16)
+        assert "--max-time\n1800\n" in bench.told.read_text()

@@ -10,12 +10,15 @@ import pytest
 from moehost import sandbox
 
 DEBIAN = """\
-Packages main Debian bookworm http://mirror.example/debian/
-Translations main Debian bookworm http://mirror.example/debian/
-Packages main Debian bookworm-security http://mirror.example/debian-security/
-Packages main Other stable https://packages.example/apt/
+Packages $(COMPONENT) ./ file:/srv/debian-flat/
+Packages main bookworm-security http://mirror.example/debian-security/
+Packages main bookworm-updates-security http://mirror.example/debian-wrong/
+Packages contrib bookworm http://mirror.example/debian-contrib/
+Translations main bookworm http://mirror.example/debian-translations/
+Packages main stable https://packages.example/apt/
+Packages main bookworm http://mirror.example/debian/
 """
-UBUNTU = "Packages main Ubuntu noble http://mirror.example/ubuntu/\n"
+UBUNTU = "Packages main noble http://mirror.example/ubuntu/\n"
 
 
 def answering(monkeypatch: pytest.MonkeyPatch, answers: dict[str, str]) -> list[list[str]]:
@@ -65,13 +68,25 @@ def test_another_recipe_is_another_image(monkeypatch: pytest.MonkeyPatch) -> Non
     assert sandbox.image(lambda _: None) != first
 
 
-@pytest.mark.parametrize(("version", "runtime"), [("v1", ["--runtime", "runc"]), ("v2", [])])
-def test_runc_where_control_groups_are_of_version_1(
-    monkeypatch: pytest.MonkeyPatch, version: str, runtime: list[str]
+LIMITS = ["--ulimit", "nofile=20000:20000", "--ulimit", "nproc=4096:4096"]
+
+
+@pytest.mark.parametrize(
+    ("version", "capabilities", "arguments"),
+    [
+        ("v2", "000001ffffffffff", []),
+        ("v2", "000001fffeffffff", LIMITS),
+        ("v1", "000001ffffffffff", ["--runtime", "runc", *LIMITS]),
+        ("v1", "000001fffeffffff", ["--runtime", "runc", *LIMITS]),
+    ],
+    ids=["an ordinary machine", "without CAP_SYS_RESOURCE", "control groups of version 1", "neither"],
+)
+def test_podman_is_told_what_this_computer_lacks(
+    monkeypatch: pytest.MonkeyPatch, version: str, capabilities: str, arguments: list[str]
 ) -> None:
     answering(monkeypatch, {"podman info": f"{version}\n"})
-    assert sandbox.runtime_arguments()[: len(runtime)] == runtime
-    assert ("runc" in sandbox.runtime_arguments()) == bool(runtime)
+    monkeypatch.setattr(sandbox.Path, "read_text", lambda _: f"Name:\tpython3\nCapEff:\t{capabilities}\n")
+    assert sandbox.runtime_arguments() == arguments
 
 
 def test_a_failure_is_one_line_that_names_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
