@@ -14,7 +14,7 @@ class Directories(FactBase[dict[str, str]]):
     def command(self, paths: list[str]) -> StringCommand:
         return StringCommand(
             "getent passwd moehost >/dev/null && echo present account;",
-            "stat -c '%U:%G %a %n'", *(QuoteString(path) for path in paths), "2>/dev/null || true",
+            "stat -L -c '%U:%G %a %n'", *(QuoteString(path) for path in paths), "2>/dev/null || true",
         )  # fmt: skip
 
     def process(self, output: list[str]) -> dict[str, str]:
