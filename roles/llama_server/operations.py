@@ -72,7 +72,11 @@ def api_keys(service: str, keys: str | None) -> Iterator[Any]:
     path = f"{folder(service)}/api-keys"
     if keys is not None:
         yield from files._inner(contents={path: keys}, mode="600")
-    elif host.get_fact(FileStates, paths=[path]):
+        return
+    found = host.get_fact(FileStates, paths=[path]).get(path)
+    if found and found[1:] != ["600", "root:root"]:
+        yield StringCommand("chmod 600", QuoteString(path), "&& chown root:root", QuoteString(path))
+    elif found:
         host.noop("the service has a key")
     else:
         new = QuoteString(f"{path}.new")
