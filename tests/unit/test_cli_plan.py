@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
+from moehost import synthetic
 from moehost.cli import main
 from moehost.engine import known_flags, unknown_flags
+from tests.fixtures.http_server import FileHost, Hub
 from tests.unit.full_size import qwen35_397b, write
 from tests.unit.machines import epyc_9175f
 
@@ -136,6 +138,25 @@ def test_side_by_side_layers_belong_to_the_placement_that_takes_them(folder: Pat
     assert counts["cpu-moe"] == [0, 0]
     assert counts["tensor-split"] == [13, 13]
     assert min(counts["auto"]) > 13
+
+
+def test_a_model_is_planned_before_it_is_fetched(folder: Path, tmp_path: Path) -> None:
+    written = synthetic.write(tmp_path / "split.gguf", synthetic.Shape(shards=3))
+    (tmp_path / "token").write_text("secret\n")
+    files = {f"tiny/{path.name}": path.read_bytes() for path in written}
+    revision = "0123456789abcdef" * 2 + "01234567"
+    with FileHost({}) as storage, Hub(storage, files, revision, "secret") as hub:
+        address = f"hf://OWNER/REPO/tiny@{revision}"
+        options = ["--hf-endpoint", hub.url, "--hf-token-file", str(tmp_path / "token"), "--json"]
+        result = plan(folder, "--model", address, *options)
+        assert result.exit_code == 0, result.stderr
+        assert sorted(json.loads(result.stdout)["experts"]["CUDA0"]) == [0, 1, 2, 3]
+        # The headers alone went over the line, and the token to nobody else.
+        assert storage.sent_bytes < sum(map(len, files.values()))
+        assert all("Authorization" not in request.headers for request in storage.requests)
+
+        result = plan(folder, "--model", f"hf://OWNER/REPO/none@{revision}", *options)
+        assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
 
 
 def test_measurements_replace_published_constants(folder: Path, tmp_path: Path) -> None:
