@@ -1,6 +1,6 @@
 # moehost: `make demo` shows it, `make test` proves it, `make` lists the rest.
 .DEFAULT_GOAL := help
-.PHONY: help setup host-packages demo test test-quick test-molecule test-interrupted test-engine lint format lock clean
+.PHONY: help setup host-packages demo test test-quick test-slow test-molecule test-interrupted test-engine lint format lock clean
 SHELL := /bin/sh
 
 PYTHON ?= python3
@@ -34,11 +34,14 @@ demo: setup ## Start the sandbox, provision it, ask its model something
 	moehost sandbox ask "What is a mixture of experts?"
 	@scripts/next-steps
 
-test: lint test-quick test-engine test-molecule test-interrupted ## Everything
+test: lint test-quick test-slow test-engine test-molecule test-interrupted ## Everything
 	@echo "== all tests passed"
 
 test-quick: setup ## Unit tests, fact and operation cases, smoke of the whole deploy: no container
 	pytest
+
+test-slow: setup ## Downloads that are held up, cut off and killed
+	pytest -m slow
 
 test-molecule: setup ## A container node: converge, idempotence, testinfra, refusals
 	moehost tiny-model

@@ -338,6 +338,7 @@ def wait_until(condition: Callable[[], bool], limit_s: float = 10) -> None:
         time.sleep(0.01)
 
 
+@pytest.mark.slow
 def test_progress(bench: Bench, host: FileHost) -> None:
     host.rate_bytes_s = 2e6
     with bench.start(f"{host.url}/m/{FIRST}", sha256=SHA256) as run:
@@ -386,6 +387,7 @@ def test_interrupt(bench: Bench, host: FileHost) -> None:
     assert bench.holds(OLD)
 
 
+@pytest.mark.slow
 def test_killed_at_random_moments(bench: Bench, host: FileHost) -> None:
     """A kill may cost a second's bytes, those that aria2 had not noted yet; files that are done cost none."""
     seed = random.randrange(1 << 32)
@@ -426,6 +428,7 @@ def killed_in_the_second_shard(bench: Bench, host: FileHost) -> Path:
     return part
 
 
+@pytest.mark.slow
 def test_part_is_resumed_and_not_begun_again(bench: Bench, host: FileHost) -> None:
     part = killed_in_the_second_shard(bench, host)
     missing_bytes = len(MODEL[SECOND]) - held_bytes(part) + len(MODEL[THIRD])
@@ -437,6 +440,7 @@ def test_part_is_resumed_and_not_begun_again(bench: Bench, host: FileHost) -> No
     assert host.sent_bytes - sent_bytes < missing_bytes + 2_000_000
 
 
+@pytest.mark.slow
 def test_part_with_damaged_bytes_is_fetched_anew(bench: Bench, host: FileHost) -> None:
     with killed_in_the_second_shard(bench, host).open("r+b") as stream:
         stream.write(b"\xff" * 100)
@@ -473,6 +477,7 @@ def test_part_that_a_power_cut_left_is_begun_again(
     assert not [each for each in ranges if each.startswith(f"bytes={size_bytes}-")]  # as if all before it were there
 
 
+@pytest.mark.slow
 def test_part_of_another_source_is_not_resumed(bench: Bench, host: FileHost) -> None:
     killed_in_the_second_shard(bench, host)
     other = tiny_set("big", shards=3, floats=2_200_000, seed=9)
@@ -485,6 +490,7 @@ def test_part_of_another_source_is_not_resumed(bench: Bench, host: FileHost) -> 
     assert len(firsts) == 1  # aria2 begins a new file without a range
 
 
+@pytest.mark.slow
 def test_orphan_of_a_killed_run_is_waited_for(bench: Bench, host: FileHost) -> None:
     host.rate_bytes_s = 1e6
     with bench.start(f"{host.url}/m/{FIRST}", sha256=SHA256) as run:
