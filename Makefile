@@ -58,8 +58,8 @@ lint: setup ## ruff, mypy --strict, shellcheck
 	ruff check .
 	ruff format --check .
 	mypy
-	shellcheck scripts/* templates/llama_server/preflight.j2 templates/llama_server/wait-ready.j2 \
-		templates/llama_server/warm-up.j2
+	shellcheck scripts/* templates/apt/fetch-key.j2 templates/llama_server/preflight.j2 \
+		templates/llama_server/wait-ready.j2 templates/llama_server/warm-up.j2
 
 format: setup ## Let ruff arrange the code
 	ruff check --fix-only --quiet .

@@ -1,5 +1,7 @@
 """What several roles ask a node."""
 
+from typing import Any
+
 from pyinfra.api import FactBase, QuoteString, StringCommand
 
 from moehost.hardware import NVIDIA_SMI_QUERY
@@ -67,6 +69,47 @@ class FileStates(FactBase[dict[str, list[str]]]):
     def process(self, output: list[str]) -> dict[str, list[str]]:
         fields = (line.split(" ", 3) for line in output)
         return {path: state for *state, path in fields}
+
+
+class SourceState(FactBase[dict[str, Any]]):
+    """What a node has of a source for apt.
+
+    `files`: as FileStates says it; `keys`: fingerprints of the primary keys in the keyring, none without gpg;
+    `naming`: text of each of apt's files that names the address.
+
+    + keyring: path of the keyring
+    + paths: paths of the other files
+    + uri: address of the source
+    """
+
+    @staticmethod
+    def default() -> dict[str, Any]:
+        return {"files": {}, "keys": [], "naming": {}}
+
+    def command(self, keyring: str, paths: list[str], uri: str) -> StringCommand:
+        return StringCommand(
+            FileStates().command(paths=[keyring, *paths]), "| sed 's/^/file /';",
+            # Leaves nothing behind in a home; the fingerprint after a `sub` is a subkey's.
+            "gpg --batch --no-keyring --trust-model always --show-keys --with-colons", QuoteString(keyring),
+            "2>/dev/null | sed -n '/^pub:/,/^fpr:/s/^fpr:*\\(.*\\):$/key \\1/p';",
+            "grep -lsF", QuoteString(uri), "/etc/apt/sources.list /etc/apt/sources.list.d/*.list",
+            "/etc/apt/sources.list.d/*.sources | while read -r path; do",
+            "echo \"naming $path\"; sed 's/^/text /' \"$path\"; done; true",
+        )  # fmt: skip
+
+    def process(self, output: list[str]) -> dict[str, Any]:
+        found, path, state = self.default(), "", FileStates()
+        for line in output:
+            kind, _, value = line.partition(" ")
+            if kind == "file":
+                found["files"] |= state.process([value])
+            elif kind == "key":
+                found["keys"].append(value)
+            elif kind == "naming":
+                path, found["naming"][value] = value, ""
+            else:
+                found["naming"][path] += f"{value}\n"
+        return found
 
 
 class Machine(FactBase[dict[str, str]]):

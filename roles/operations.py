@@ -74,6 +74,11 @@ def packages(wanted: list[str], release: str | None = None) -> Iterator[Any]:
     yield from apt.packages._inner(packages=missing, no_recommends=True, extra_install_args=options)
 
 
+def file_state(text: str, mode: str = "644", owner: str = "root:root") -> list[str]:
+    """What the fact FileStates says of a file with this text."""
+    return [hashlib.sha256(text.encode()).hexdigest(), mode.lstrip("0"), owner]
+
+
 @operation()
 def files(contents: dict[str, str], mode: str = "644", owner: str = "root:root") -> Iterator[PyinfraCommand]:
     """
@@ -84,9 +89,7 @@ def files(contents: dict[str, str], mode: str = "644", owner: str = "root:root")
     + owner: user and group of the files, `user:group`
     """
     found = host.get_fact(FileStates, paths=list(contents))
-    different = [
-        path for path, text in contents.items() if found.get(path) != [_sha256(text), mode.lstrip("0"), owner]
-    ]
+    different = [path for path, text in contents.items() if found.get(path) != file_state(text, mode, owner)]
     user, _, group = owner.partition(":")
     for path in different:
         if state.config.DIFF and mode.lstrip("0") != "600":
@@ -107,7 +110,3 @@ def _show_difference(path: str, wanted: str) -> None:
     host.log(f"Will modify {path}", logger.info)
     for line in generate_color_diff(found, wanted.splitlines()):
         logger.info("  %s", line)
-
-
-def _sha256(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()

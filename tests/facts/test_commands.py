@@ -13,13 +13,19 @@ import pytest
 from pyinfra.api import StringCommand
 
 from roles.base.facts import Directories
-from roles.facts import DpkgAudit, FileStates, MissingPackages, OsRelease
+from roles.facts import DpkgAudit, FileStates, MissingPackages, OsRelease, SourceState
 from roles.ik_llama.facts import Mirrors, PackageCandidates, PackagedEngine, Release
 from roles.llama_server.facts import ArgumentsProbe, EngineContract, Inputs, InstalledServices, ServiceState
 from roles.models.facts import Fetch, StoredModel
 
 # Folders of the node that the facts name, which lie below the test's folder.
-PREFIXES = ["/opt/moehost", "/etc/systemd/system", "/usr/bin/llama-server", "/etc/os-release"]
+PREFIXES = [
+    "/opt/moehost",
+    "/etc/systemd/system",
+    "/usr/bin/llama-server",
+    "/etc/os-release",
+    "/etc/apt/sources.list",
+]
 DIGEST = hashlib.sha256(b"").hexdigest()
 
 
@@ -108,6 +114,46 @@ def test_dpkg_with_something_half_done(node):
 def test_the_system_says_what_it_is(node):
     node.write("/etc/os-release", 'ID=debian\nPRETTY_NAME="Debian GNU/Linux 13 (trixie)"\n')
     assert node.ask(OsRelease)["PRETTY_NAME"] == "Debian GNU/Linux 13 (trixie)"
+
+
+def source_state(node):
+    return node.ask(
+        SourceState,
+        keyring=f"{node.folder}/a.gpg",
+        paths=[f"{node.folder}/a.sources", f"{node.folder}/absent"],
+        uri="https://apt.home.arpa/debian",
+    )
+
+
+def test_a_node_that_has_nothing_of_a_source(node):
+    node.program("gpg", "exit 2")
+    node.write("/etc/apt/sources.list", "deb http://mirror.home.arpa/debian trixie main\n")
+    assert source_state(node) == SourceState.default()
+
+
+def test_a_source_whose_keyring_holds_more_than_its_key(node):
+    node.program(
+        "gpg",
+        """for each; do :; done; echo 'tru::1:' && cat "$each" """,
+    )
+    keyring = node.write("/a.gpg", "".join(f"pub:-:\nfpr::::{key}:\nuid::::\nsub:-:\nfpr::::SUB:\n" for key in "AB"))
+    source = node.write("/a.sources", "URIs: https://apt.home.arpa/debian\n")
+    state = source_state(node)
+    assert (list(state["files"]), state["keys"], state["naming"]) == ([keyring, source], ["A", "B"], {})
+
+
+def test_the_files_that_name_a_source_are_read_whole(node):
+    node.program("gpg", "exit 2")
+    texts = {
+        "/etc/apt/sources.list": "# old\n\ndeb https://apt.home.arpa/debian/ trixie main\n",
+        "/etc/apt/sources.list.d/a b.list": "deb  [signed-by=/x]  https://apt.home.arpa/debian  trixie  main\n",
+        "/etc/apt/sources.list.d/c.sources": "URIs:\n https://apt.home.arpa/debian\nSuites: /\n",
+    }
+    for path, text in texts.items():
+        node.write(path, text)
+    node.write("/etc/apt/sources.list.d/d.list.save", texts["/etc/apt/sources.list"])
+    node.write("/etc/apt/sources.list.d/e.list", "deb https://other.home.arpa/debian/ trixie main\n")
+    assert source_state(node)["naming"] == {f"{node.folder}{path}": text for path, text in texts.items()}
 
 
 def test_mirrors_are_those_of_the_nodes_own_suite(node):

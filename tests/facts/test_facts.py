@@ -32,6 +32,7 @@ OF_NOTHING = {
     "facts.Machine": {},
     "facts.MissingPackages": [],
     "facts.OsRelease": {},
+    "facts.SourceState": {"files": {}, "keys": [], "naming": {}},
     "ik_llama.facts.Mirrors": [],
     "ik_llama.facts.PackageCandidates": {},
     "ik_llama.facts.PackagedEngine": {},
