@@ -15,6 +15,7 @@ ROOT = HERE.parents[1]
 FOLDERS = sorted(path for path in HERE.iterdir() if "." in path.name and path.is_dir())
 PLAIN = {
     "apt.apt_source": "test_apt_source.py",
+    "ik_llama.cuda.cuda_toolkit": "test_cuda.py",
     "llama_server.operations.running": "test_running.py",
     "models.operations.stored": "test_stored.py",
 }

@@ -35,7 +35,7 @@ WITHOUT_PACKAGE = (
 )
 
 # A plan ends at the first command of an operation; tests/operations render these.
-BEYOND_A_PLAN = {"apt/fetch-key.j2", "apt/source.j2"}
+BEYOND_A_PLAN = {"apt/fetch-key.j2", "apt/source.j2", "ik_llama/cuda.preferences.j2"}
 
 
 class Run:

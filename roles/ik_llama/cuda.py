@@ -1,0 +1,107 @@
+"""Where a node gets a CUDA toolkit from that has none for the engine."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from pyinfra import host
+from pyinfra.api import operation
+from pyinfra.operations import apt
+
+from moehost.apt import AptSource
+from roles.apt import apt_source
+from roles.facts import OsRelease
+from roles.ik_llama.facts import PackageCandidates
+from roles.operations import packages, refuse, render
+
+REPOSITORY = "https://developer.download.nvidia.com/compute/cuda/repos"
+
+# What ik_llama.cpp compiles with and links (cudart, cublas, cublasLt and cuda_driver in ggml/src/CMakeLists.txt, and
+# CUB), and what the proof of a build looks into it with. The whole of cuda-toolkit is some 7 GB, most of it profilers
+# and libraries that no part of the engine asks for. Of two names the one counts that apt knows: it changed in 13.3.
+PARTS = [
+    ["cuda-nvcc"],
+    ["cuda-cudart-dev"],
+    ["cuda-cccl", "cccl"],
+    ["cuda-driver-dev"],
+    ["libcublas-dev"],
+    ["cuda-cuobjdump"],
+]
+
+
+@dataclass(frozen=True)
+class Distribution:
+    """What NVIDIA has for a distribution: folder in the repository, its key, and the toolkit to take from it."""
+
+    folder: str
+    key: str
+    fingerprint: str
+    version: str
+
+
+# NVIDIA's keys: file in the repository's folder, and fingerprint. Debian 13 has another one, since its apt believes
+# no signature with SHA-1 any more.
+CUDATOOLS = ("3bf863cc.pub", "EB693B3035CD5710E231E123A4B469963BF863CC")
+KITMAKER_DEBIAN_13 = ("8793F200.pub", "02182E60104FCDC26EAE1B8597A5D4CB8793F200")
+# 12.9 makes code for all cards from Maxwell to Blackwell. The repository for Debian 13 has 13.x only: 13.1 is what
+# ik_llama.cpp's own CUDA 13 images are built with; 13.0 and 13.2 before 13.2.2 make code for 12.0 cards that crashes
+# (MXFP4) or computes wrongly (IQ1_S, IQ2_S, IQ3_S).
+DISTRIBUTIONS = {
+    ("ubuntu", "24.04"): Distribution("ubuntu2404", *CUDATOOLS, "12.9"),
+    ("debian", "12"): Distribution("debian12", *CUDATOOLS, "12.9"),
+    ("debian", "13"): Distribution("debian13", *KITMAKER_DEBIAN_13, "13.1"),
+}
+
+
+@operation()
+def cuda_toolkit(
+    version: str | None = None, repository: str = REPOSITORY, fingerprint: str | None = None
+) -> Iterator[Any]:
+    """
+    Have what building the engine needs of a CUDA toolkit, from NVIDIA's repository, and not its driver.
+
+    + version: e.g. `12.9`; None for the one that suits the distribution
+    + repository: address of NVIDIA's repositories, or of a mirror of them
+    + fingerprint: of the key, if it is not NVIDIA's
+    """
+    system = host.get_fact(OsRelease)
+    there = DISTRIBUTIONS.get((system.get("ID", ""), system.get("VERSION_ID", "")))
+    if not there:
+        yield refuse(
+            f"moehost knows of no CUDA toolkit for {system.get('PRETTY_NAME', 'this system')}; install one, it is "
+            "found under /usr/local/cuda*"
+        )
+        return
+    uri = f"{repository.rstrip('/')}/{there.folder}/x86_64"
+    source = AptSource(
+        id="cuda",
+        uri=uri,
+        suite="/",
+        components=(),
+        key_url=f"{uri}/{there.key}",
+        fingerprint=fingerprint or there.fingerprint,
+        preferences=render("ik_llama/cuda.preferences.j2"),
+    )
+    yield from apt_source._inner(source=source)
+
+    series = (version or there.version).replace(".", "-")
+    parts = [[f"{name}-{series}" for name in part] for part in PARTS]
+    asked = [*(name for part in parts for name in part), "cuda-nvcc-*"]
+    found = host.get_fact(PackageCandidates, packages=asked)
+    if _lacking(parts, found):
+        # The lists are older than the source, maybe from before a run that was cut off.
+        yield from apt.update._inner()
+        found = host.get_fact(PackageCandidates, packages=asked)
+    if lacking := _lacking(parts, found):
+        offered = sorted(name.removeprefix("cuda-nvcc-") for name in found if name.startswith("cuda-nvcc-"))
+        yield refuse(
+            f"engine.cuda_version: {uri} has no {', '.join(lacking)}; cuda-nvcc is there for "
+            f"{', '.join(offered).replace('-', '.') or 'no version, see what `apt-get update` says'}"
+        )
+        return
+    yield from packages._inner(wanted=[next(name for name in part if name in found) for part in parts])
+
+
+def _lacking(parts: list[list[str]], found: dict[str, str]) -> list[str]:
+    """The parts that apt has under none of their names."""
+    return [" or ".join(part) for part in parts if not any(name in found for name in part)]
