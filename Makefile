@@ -34,7 +34,7 @@ demo: setup ## Start the sandbox, provision it, ask its model something
 	moehost sandbox ask "What is a mixture of experts?"
 	@scripts/next-steps
 
-test: lint test-quick test-slow test-engine test-molecule test-interrupted ## Everything
+test: lint test-quick test-slow test-molecule test-interrupted test-engine ## Everything
 	@echo "== all tests passed"
 
 test-quick: setup ## Unit tests, fact and operation cases, smoke of the whole deploy: no container
@@ -51,15 +51,18 @@ test-interrupted: setup ## Kill the deploy ten times at random moments; each nex
 	moehost tiny-model
 	pytest tests/interrupted --capture=no
 
-test-engine: setup ## The ledger against a real ik_llama.cpp; skipped without IK_LLAMA_SOURCE (a built checkout)
+test-engine: setup ## Engines: built, proven, switched to, gone back from, killed (IK_LLAMA_SOURCE: a real one)
+	moehost tiny-model
 	pytest tests/engine
+	molecule test --scenario-name engine
+	@cat .sandbox/engine-figures
 
 lint: setup ## ruff, mypy --strict, shellcheck
 	ruff check .
 	ruff format --check .
 	mypy
-	shellcheck scripts/* templates/apt/fetch-key.j2 templates/llama_server/preflight.j2 \
-		templates/llama_server/wait-ready.j2 templates/llama_server/warm-up.j2
+	shellcheck scripts/* templates/apt/fetch-key.j2 templates/ik_llama/checkout.j2 \
+		templates/llama_server/preflight.j2 templates/llama_server/wait-ready.j2 templates/llama_server/warm-up.j2
 
 format: setup ## Let ruff arrange the code
 	ruff check --fix-only --quiet .

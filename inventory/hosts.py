@@ -22,6 +22,8 @@ sandbox = [
     (
         "@podman/moehost-sandbox",
         {
+            # The sandbox has no card: the distribution's engine will do, and is there in seconds.
+            "engine": {"source": "package"},
             "services": [
                 {
                     "name": "tiny",
@@ -29,7 +31,7 @@ sandbox = [
                     "context": 8192,
                     "ubatch": 512,
                 }
-            ]
+            ],
         },
     )
 ]

@@ -1,10 +1,19 @@
 """What several roles ask a node."""
 
-from typing import Any
+import json
+from typing import Any, ClassVar
 
 from pyinfra.api import FactBase, QuoteString, StringCommand
 
 from moehost.hardware import NVIDIA_SMI_QUERY
+
+
+def from_json(text: str) -> Any:
+    """What a node wrote, None where it was cut off in the middle: a fact that raises ends the run of every host."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return None
 
 
 class DpkgAudit(FactBase[list[str]]):
@@ -71,6 +80,31 @@ class FileStates(FactBase[dict[str, list[str]]]):
         return {path: state for *state, path in fields}
 
 
+class Texts:
+    """What a fact with several commands has in common: one round trip, and a text for each.
+
+    `commands`: key of the text, and the command that prints it; what a machine lacks is empty.
+    """
+
+    commands: ClassVar[dict[str, str]]
+
+    def default(self) -> dict[str, str]:
+        return dict.fromkeys(self.commands, "")
+
+    def command(self) -> str:
+        asked = (f"echo '=== {key}'; {command} 2>/dev/null" for key, command in self.commands.items())
+        return "; ".join([*asked, "true"])
+
+    def process(self, output: list[str]) -> dict[str, str]:
+        texts, key = self.default(), ""
+        for line in output:
+            if line.startswith("=== "):
+                key = line.removeprefix("=== ")
+            else:
+                texts[key] += f"{line}\n"
+        return texts
+
+
 class SourceState(FactBase[dict[str, Any]]):
     """What a node has of a source for apt.
 
@@ -112,11 +146,9 @@ class SourceState(FactBase[dict[str, Any]]):
         return found
 
 
-class Machine(FactBase[dict[str, str]]):
+class Machine(Texts, FactBase[dict[str, str]]):
     """What a machine says of its processor, memory and cards, as text for `moehost.hardware.node_from_facts`."""
 
-    default = dict
-    # Key of the text, and the command that prints it; what a machine lacks is empty.
     commands = {
         "lscpu": "LC_ALL=C lscpu -J",
         "meminfo": "grep -E '^(MemTotal|MemAvailable|HugePages_Total|Hugepagesize):' /proc/meminfo",
@@ -124,17 +156,3 @@ class Machine(FactBase[dict[str, str]]):
         "has_memory": "cat /sys/devices/system/node/has_memory",
         "l3_ids": "cat /sys/devices/system/cpu/cpu*/cache/index3/id",
     }
-
-    def command(self) -> str:
-        asked = (f"echo '=== {key}'; {command} 2>/dev/null" for key, command in self.commands.items())
-        return "; ".join([*asked, "true"])
-
-    def process(self, output: list[str]) -> dict[str, str]:
-        texts: dict[str, str] = dict.fromkeys(self.commands, "")
-        key = ""
-        for line in output:
-            if line.startswith("=== "):
-                key = line.removeprefix("=== ")
-            else:
-                texts[key] += f"{line}\n"
-        return texts

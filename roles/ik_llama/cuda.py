@@ -9,12 +9,11 @@ from pyinfra.api import operation
 from pyinfra.operations import apt
 
 from moehost.apt import AptSource
+from moehost.settings import CUDA_REPOSITORY
 from roles.apt import apt_source
 from roles.facts import OsRelease
 from roles.ik_llama.facts import PackageCandidates
 from roles.operations import packages, refuse, render
-
-REPOSITORY = "https://developer.download.nvidia.com/compute/cuda/repos"
 
 # What ik_llama.cpp compiles with and links (cudart, cublas, cublasLt and cuda_driver in ggml/src/CMakeLists.txt, and
 # CUB), and what the proof of a build looks into it with. The whole of cuda-toolkit is some 7 GB, most of it profilers
@@ -55,7 +54,7 @@ DISTRIBUTIONS = {
 
 @operation()
 def cuda_toolkit(
-    version: str | None = None, repository: str = REPOSITORY, fingerprint: str | None = None
+    version: str | None = None, repository: str = CUDA_REPOSITORY, fingerprint: str | None = None
 ) -> Iterator[Any]:
     """
     Have what building the engine needs of a CUDA toolkit, from NVIDIA's repository, and not its driver.

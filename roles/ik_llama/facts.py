@@ -4,7 +4,19 @@ from typing import Any
 
 from pyinfra.api import FactBase, QuoteString, StringCommand
 
-CURRENT = "/opt/moehost/engine/current"
+from roles.facts import Texts, from_json
+
+ENGINE = "/opt/moehost/engine"
+RELEASES = f"{ENGINE}/releases"
+CURRENT = f"{ENGINE}/current"
+# Where engines are built, and by whom.
+WORKSHOP = "/var/lib/moehost-build"
+BUILDER = "moehost-build"
+# Where container images are made: root's, since root runs what lies there, and the builder may write to its workshop.
+IMAGES = "/var/lib/moehost-image"
+BAKERY = "moehost-image.service"
+# What a build needs; binutils for the proof of what was built.
+PACKAGES = ["binutils", "ccache", "cmake", "g++", "git", "ninja-build"]
 
 
 class PackageCandidates(FactBase[dict[str, str]]):
@@ -67,24 +79,128 @@ class PackagedEngine(FactBase[dict[str, str]]):
         return dict(line.split("=", 1) for line in output)
 
 
-class Release(FactBase[dict[str, Any]]):
-    """Which release is current (`current`: its name or empty) and which ones are whole (`releases`)."""
+class Releases(FactBase[dict[str, Any]]):
+    """The whole releases, newest first (`releases`), and the ones that `current`, `next` and `previous` link to.
+
+    `leftovers` are what was on its way to be a release, or on its way out. A link to nothing counts as none: it is
+    empty then.
+    """
+
+    @staticmethod
+    def default() -> dict[str, Any]:
+        return {"current": "", "next": "", "previous": "", "releases": [], "leftovers": []}
+
+    def command(self) -> str:
+        return (
+            f"cd {ENGINE} 2>/dev/null || exit 0; for each in current next previous; do "
+            'test -e $each/build.json && echo "$each=$(basename "$(readlink $each)")"; done; '
+            'ls -dt releases/*/build.json 2>/dev/null | sed "s,^releases/,release=,; s,/build.json$,,"; '
+            "ls -d releases/.[!.]* 2>/dev/null | sed s,^releases/,leftover=,; true"
+        )
+
+    def process(self, output: list[str]) -> dict[str, Any]:
+        found = self.default()
+        for line in output:
+            key, _, value = line.partition("=")
+            if key in ("release", "leftover"):
+                found[f"{key}s"].append(value)
+            else:
+                found[key] = value
+        return found
+
+
+class Catalogue(Releases):
+    """What `Releases` says, with the build.json of each release and its `name` in `releases`."""
+
+    def command(self) -> str:
+        return (
+            f"{super().command()}; ls -dt {RELEASES}/*/build.json 2>/dev/null | "
+            "while read -r each; do echo ===; cat $each; done"
+        )
+
+    def process(self, output: list[str]) -> dict[str, Any]:
+        listing, *builds = "\n".join(output).split("\n===\n")
+        found = super().process(listing.splitlines())
+        pairs = zip(found["releases"], builds, strict=True)
+        return {**found, "releases": [{"name": each, **(from_json(build) or {})} for each, build in pairs]}
+
+
+class Toolchain(Texts, FactBase[dict[str, str]]):
+    """What a node builds with, as texts for `moehost.toolchain.parse`."""
+
+    commands = {
+        "compiler": 'version=$(c++ -dumpfullversion) && echo "gcc $version" || echo "clang $(c++ -dumpversion)"',
+        "missing": "for each in " + " ".join(PACKAGES) + "; do dpkg-query -W -f '${db:Status-Status}' $each "
+        "2>&1 | grep -qx installed || echo $each; done",
+        "nvcc": "for each in $(readlink -f /usr/local/cuda*/bin/nvcc $(command -v nvcc) | sort -u); do "
+        'test -x $each && echo "${each%/bin/nvcc} $($each --version | tail -n 2 | tr "\\n" " ")"; done',
+        "cards": "nvidia-smi --query-gpu=compute_cap,memory.free --format=csv,noheader,nounits",
+        # Display controllers (class 03) of NVIDIA.
+        "pci": "grep -l 0x10de $(grep -l ^0x03 /sys/bus/pci/devices/*/class | sed s/class$/vendor/) /dev/null",
+        "cpu_flags": "grep -m 1 ^flags /proc/cpuinfo",
+        "cores": "nproc",
+        "available_kib": "grep ^MemAvailable /proc/meminfo",
+    }
+
+
+class Checkout(FactBase[dict[str, str]]):
+    """The worktree that engines are built from: `commit`, and `build_number`, the length of its history.
+
+    Empty where there is none, or where it is not what the commit says.
+    """
 
     default = dict
 
     def command(self) -> str:
+        git = f"runuser -u {BUILDER} -- git -C {WORKSHOP}/source"
         return (
-            f'echo current=$(basename "$(readlink {CURRENT})" 2>/dev/null); '
-            "cd /opt/moehost/engine/releases 2>/dev/null && for each in */build.json; do "
-            'test -f "$each" && echo "release=${each%/build.json}"; done; true'
+            f"test -e {WORKSHOP}/source/.git/HEAD && {git} diff --quiet HEAD 2>/dev/null || exit 0; "
+            f"echo commit=$({git} rev-parse HEAD); echo build_number=$({git} rev-list --count HEAD)"
         )
 
-    def process(self, output: list[str]) -> dict[str, Any]:
-        current, releases = "", []
-        for line in output:
-            key, _, value = line.partition("=")
-            if key == "current":
-                current = value
-            else:
-                releases.append(value)
-        return {"current": current, "releases": releases}
+    def process(self, output: list[str]) -> dict[str, str]:
+        return dict(line.split("=", 1) for line in output)
+
+
+class Build(FactBase[dict[str, str]]):
+    """How a build is getting on: `state` of its unit, `release` that the unit builds, `phase` that it is in and the
+    `steps` of that (done/all), `result` of a unit that failed, and `done`: how many seconds it took, empty before its
+    end.
+
+    + folder: folder of the build
+    + unit: name of the unit
+    """
+
+    default = dict
+
+    def command(self, folder: str, unit: str) -> StringCommand:
+        return StringCommand(
+            "for each in state=ActiveState release=Description result=Result; do",
+            'echo "${each%=*}=$(systemctl show --value --property ${each#*=}', QuoteString(unit), ')"; done;',
+            "cd", QuoteString(folder), "2>/dev/null || exit 0;",
+            "echo phase=$(grep '^== ' build.log 2>/dev/null | tail -n 1 | cut -c4-);",
+            "echo steps=$(tac build.log 2>/dev/null | sed '/^== /q' | grep -m 1 -o '^.[0-9]*/[0-9]*]' | tr -d '[]');",
+            "echo done=$(cat done 2>/dev/null)",
+        )  # fmt: skip
+
+    def process(self, output: list[str]) -> dict[str, str]:
+        return dict(line.split("=", 1) for line in output)
+
+
+class Images(Texts, FactBase[dict[str, str]]):
+    """What decides over container images, as texts for `moehost.images.parse`."""
+
+    commands = {
+        "next": f"test -e {ENGINE}/next/build.json && basename $(readlink {ENGINE}/next)",
+        "build": f"cat {ENGINE}/next/build.json",
+        "releases": f"ls -d {RELEASES}/*/build.json | cut -d/ -f6",
+        "images": "podman images --format json --filter 'reference=localhost/moehost/*'",
+        # `<release> <address> <image> <digest>` of what was pushed.
+        "pushed": f"cat {IMAGES}/pushed/*",
+        "leftovers": f"systemctl --quiet is-active {BAKERY} || ls {IMAGES} | grep -vx pushed",
+        "system": "cat /etc/os-release",
+        "archives": "apt-get indextargets --format '$(CREATED_BY) $(COMPONENT) $(RELEASE) $(REPO_URI) $(ORIGIN)' | "
+        "sed -n 's/^Packages main //p'",
+        "builder": f'echo "$(id -u {BUILDER}):$(id -g {BUILDER})"',
+        "container": "systemd-detect-virt --container",
+    }

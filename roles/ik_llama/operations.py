@@ -8,11 +8,10 @@ from typing import Any
 from pyinfra import host
 from pyinfra.api import QuoteString, StringCommand, operation
 
-from roles.facts import MissingPackages, OsRelease
-from roles.ik_llama.facts import CURRENT, Mirrors, PackageCandidates, PackagedEngine, Release
+from roles.facts import FileStates, MissingPackages, OsRelease
+from roles.ik_llama.facts import ENGINE, RELEASES, Mirrors, PackageCandidates, PackagedEngine, Releases
 from roles.operations import files, packages, refuse, render
 
-RELEASES = "/opt/moehost/engine/releases"
 # Debian 13 itself carries no llama.cpp; its successor does.
 NEXT_SUITE = {"trixie": "forky"}
 
@@ -45,7 +44,7 @@ def package_available(package: str) -> Iterator[Any]:
     yield from files._inner(
         contents={
             f"/etc/apt/preferences.d/60-moehost-{suite}": render("ik_llama/preferences.j2", **values),
-            f"/etc/apt/sources.list.d/moehost-{suite}.sources": render("ik_llama/suite.sources.j2", **values),
+            _sources(suite): render("ik_llama/suite.sources.j2", **values),
         }
     )
 
@@ -70,10 +69,22 @@ def _system() -> tuple[dict[str, str], str | None]:
     return system, NEXT_SUITE.get(system.get("VERSION_CODENAME", ""))
 
 
+def suite_in_use() -> str | None:
+    """The suite after the node's own, where a packaged engine came from it: then the libraries are of it, too."""
+    _, suite = _system()
+    if suite and host.get_fact(FileStates, paths=[_sources(suite)]):
+        return suite
+    return None
+
+
+def _sources(suite: str) -> str:
+    return f"/etc/apt/sources.list.d/moehost-{suite}.sources"
+
+
 @operation()
 def packaged_release(package: str) -> Iterator[StringCommand]:
     """
-    Have a release for the installed package, and make it the current one.
+    Have a release for the installed package, and have it be the next one.
 
     A packaged release is a link to the package's files, so an upgrade of the package makes a new release and
     the one before can't be gone back to.
@@ -89,8 +100,8 @@ def packaged_release(package: str) -> Iterator[StringCommand]:
             yield refuse(f"{package} is installed, but `llama-server --version` says nothing; reinstall the package")
         return
     name = re.sub(r"[^A-Za-z0-9.+-]", "_", f"{engine['package']}-{engine['sha256'][:12]}")
-    state = host.get_fact(Release)
-    if name not in state["releases"]:
+    there = host.get_fact(Releases)
+    if name not in there["releases"]:
         build = {
             "source": "package",
             "dialect": "llama.cpp",
@@ -106,8 +117,60 @@ def packaged_release(package: str) -> Iterator[StringCommand]:
             "&&", "mv", "-T", QuoteString(new), QuoteString(f"{RELEASES}/{name}"),
             _stdin=json.dumps(build, indent=2) + "\n",
         )  # fmt: skip
-    if state["current"] != name:
-        yield StringCommand("ln", "-sfn", QuoteString(f"releases/{name}"), f"{CURRENT}.new")
-        yield StringCommand("mv", "-T", f"{CURRENT}.new", CURRENT)
-    elif name in state["releases"]:
-        host.noop(f"release {name} is current")
+    yield from chosen(name, there)
+
+
+def chosen(release: str, there: dict[str, Any]) -> Iterator[StringCommand]:
+    """
+    Have a release be the next one, and the current one where there is none: the services decide over the rest.
+
+    + release: its name
+    + there: the fact `Releases`
+    """
+    links = [link for link in ("next", "current") if link == "next" or not there["current"]]
+    changes = [link for link in links if there[link] != release]
+    for link in changes:
+        path = f"{ENGINE}/{link}"
+        yield StringCommand("ln", "-sfn", QuoteString(f"releases/{release}"), f"{path}.new")
+        yield StringCommand("mv", "-T", f"{path}.new", path)
+    if not changes and release in there["releases"]:
+        host.noop(f"release {release} is next")
+
+
+@operation()
+def named_next(release: str) -> Iterator[Any]:
+    """
+    Have a release that is there be the next one.
+
+    + release: the beginning of its name, or `previous`
+    """
+    there = host.get_fact(Releases)
+    wanted = there["previous"] if release == "previous" else release
+    fits = [each for each in there["releases"] if wanted and each.startswith(wanted)]
+    if len(fits) == 1:
+        yield from chosen(fits[0], there)
+    elif not wanted:
+        yield refuse(f"no release served before {there['current'] or 'the first one'}")
+    else:
+        problem = "is the beginning of several names" if fits else "is not there"
+        yield refuse(f"the release {release} {problem}; there are: {', '.join(there['releases']) or 'none'}")
+
+
+@operation()
+def pruned(keep: int) -> Iterator[StringCommand]:
+    """
+    Have no more than so many releases; the current one, the next and the previous are always among them.
+
+    + keep: how many, newest first
+    """
+    there = host.get_fact(Releases)
+    linked = [there[link] for link in ("current", "next", "previous") if there[link]]
+    stay = list(dict.fromkeys([*linked, *there["releases"]]))[: max(keep, len(set(linked)))]
+    leave = [each for each in there["releases"] if each not in stay]
+    for each in leave:
+        # Renamed first: what is half removed is no release.
+        yield StringCommand("mv -T", QuoteString(f"{RELEASES}/{each}"), QuoteString(f"{RELEASES}/.{each}.gone"))
+    if gone := [*there["leftovers"], *(f".{each}.gone" for each in leave)]:
+        yield StringCommand("rm -rf", *(QuoteString(f"{RELEASES}/{each}") for each in gone))
+    else:
+        host.noop(f"{len(there['releases'])} releases, {keep} may stay")

@@ -11,6 +11,7 @@ from moehost.settings import Node
 from moehost.speed import PUBLISHED
 from roles.base import PROGRAMS
 from roles.llama_server.operations import api_keys, gone, running
+from roles.llama_server.switch import switched
 from roles.operations import files, render
 
 
@@ -25,9 +26,11 @@ def llama_server(node: Node) -> None:
     gone(name="Take away services that are no longer described", services=[each.name for each in node.services])
     measured = node.calibration_file
     constants = calibration.from_json(json.loads(_read(measured))) if measured else PUBLISHED
-    for index, service in host.loop(list(enumerate(node.services))):
+    for service in host.loop(node.services):
         keys = _read(service.api_keys_file) if service.api_keys_file else None
         api_keys(name=f"Have an API key for {service.name}", service=service.name, keys=keys)
+    switched(name="Switch to the engine that is next", node=node, constants=constants)
+    for index, service in host.loop(list(enumerate(node.services))):
         running(name=f"Run {service.name}, warm", node=node, service=service, index=index, constants=constants)
 
 

@@ -6,11 +6,13 @@ from dataclasses import asdict
 from typing import Any
 
 from pyinfra import host, logger
+from pyinfra.facts.files import FileContents
 
 from moehost import dry_run
 from moehost.plan import Plan
 from moehost.rehearsal import Job, Result
-from roles.llama_server.facts import SERVER, Rehearsal, VramUsed
+from moehost.settings import Service
+from roles.llama_server.facts import Rehearsal, VramUsed
 from roles.models.operations import LIBRARY
 
 # A card that holds less than this share of its ledger was not used: the engine runs on the CPU.
@@ -22,12 +24,35 @@ def key(plan: Plan, build: str) -> str:
     return hashlib.sha256(f"{json.dumps(plan.to_json(build))}".encode()).hexdigest()[:16]
 
 
-def rehearsal(plan: Plan, key: str) -> dict[str, Any]:
+def tried(
+    service: Service, plan: Plan, key: str, folder: str, dialect: str, state: dict[str, Any], engine: str
+) -> dict[str, Any] | None:
+    """The record of the engine's own check of a plan with cards: the one that is kept, or a new one.
+
+    Only ik_llama.cpp can try a plan, and only while no server of this service holds the cards; without a record the
+    plan stands as the ledger has it. Raises ValueError where the engine refuses the plan.
+    """
+    if dialect != "ik" or not plan.node.gpus:
+        return None
+    kept = "\n".join(host.get_fact(FileContents, path=f"{folder}/rehearsal.json") or [])
+    try:
+        record = json.loads(kept) if kept else {}
+    except ValueError:
+        record = {}
+    if record.get("key") == key:
+        return dict(record)
+    if state.get("MainPID") not in (None, "0"):
+        logger.info("[%s] %s: holds the cards, so the new plan is not tried before", host.name, service.name)
+        return None
+    return rehearsal(plan, key, engine)
+
+
+def rehearsal(plan: Plan, key: str, engine: str) -> dict[str, Any]:
     """Let the engine allocate the plan's buffers; the record to keep, with the margins for planning once more.
 
     Raises ValueError where the engine refuses the plan.
     """
-    job = Job(engine=SERVER, argv=tuple(plan.arguments), env=plan.placement.env)
+    job = Job(engine=f"{engine}/bin/llama-server", argv=tuple(plan.arguments), env=plan.placement.env)
     answer = host.get_fact(Rehearsal, job=job.to_json(), library=LIBRARY)
     if not answer:
         raise ValueError("the engine could not try the plan; run `python3 -m moehost.rehearse` on the node")

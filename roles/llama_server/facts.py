@@ -1,26 +1,27 @@
 """What a node knows of its services."""
 
-import json
 from typing import Any
 
 from pyinfra.api import FactBase, QuoteString, StringCommand
 
-from roles.ik_llama.facts import CURRENT
-
-SERVER = f"{CURRENT}/bin/llama-server"
+from roles.facts import from_json
 
 
 class EngineContract(FactBase[dict[str, str]]):
-    """The current engine in its own words: `build` (its build.json), `version` and `help`. Empty without one."""
+    """An engine in its own words: `build` (its build.json), `version` and `help`. Empty without one.
+
+    + engine: folder of the release
+    """
 
     default = dict
 
-    def command(self) -> str:
+    def command(self, engine: str) -> StringCommand:
         # --help of ik_llama.cpp exits 1, so exit codes say nothing here.
-        return (
-            f"test -x {SERVER} || exit 0; cat {CURRENT}/build.json; echo '==='; "
-            f"{SERVER} --version 2>&1; echo '==='; {SERVER} --help 2>&1; true"
-        )
+        return StringCommand(
+            "cd", QuoteString(engine), "2>/dev/null && test -x bin/llama-server || exit 0;",
+            "cat build.json; echo '===';",
+            "bin/llama-server --version 2>&1; echo '==='; bin/llama-server --help 2>&1; true",
+        )  # fmt: skip
 
     def process(self, output: list[str]) -> dict[str, str]:
         build, _, rest = "\n".join(output).partition("\n===\n")
@@ -43,22 +44,23 @@ class ModelHeaders(FactBase[list[dict[str, Any]]]):
         )  # fmt: skip
 
     def process(self, output: list[str]) -> list[dict[str, Any]]:
-        return list(json.loads("".join(output)))
+        return from_json("".join(output)) or []
 
 
 class ArgumentsProbe(FactBase[str]):
-    """What the current engine says when it gets these arguments; they should name no model.
+    """What an engine says when it gets these arguments; they should name no model.
 
+    + engine: folder of the release
     + arguments: words of the command line
     """
 
     default = str
 
-    def command(self, arguments: list[str]) -> StringCommand:
+    def command(self, engine: str, arguments: list[str]) -> StringCommand:
         # HOME and the working directory: some engines write a log or a cache there.
         return StringCommand(
             "cd /tmp && HOME=/tmp timeout 60",
-            SERVER,
+            QuoteString(f"{engine}/bin/llama-server"),
             *(QuoteString(word) for word in arguments),
             "2>&1 | tail -n 700",
         )
@@ -83,7 +85,7 @@ class Rehearsal(FactBase[dict[str, Any]]):
         )  # fmt: skip
 
     def process(self, output: list[str]) -> dict[str, Any]:
-        return dict(json.loads("".join(output)))
+        return from_json("".join(output)) or {}
 
 
 class VramUsed(FactBase[list[int]]):
@@ -128,15 +130,16 @@ class ServiceState(FactBase[dict[str, Any]]):
 class Inputs(FactBase[str]):
     """A line for each thing that a service reads only at its start: engine, model, keys.
 
+    + engine: link to the release
     + model_dir: folder of the model
     + keys: file with the API keys
     """
 
     default = str
 
-    def command(self, model_dir: str, keys: str) -> StringCommand:
+    def command(self, engine: str, model_dir: str, keys: str) -> StringCommand:
         return StringCommand(
-            "readlink", CURRENT, "; sha256sum", QuoteString(f"{model_dir}/manifest.json"),
+            "readlink", QuoteString(engine), "; sha256sum", QuoteString(f"{model_dir}/manifest.json"),
             # Not their hash: it would stand in the environment of the process.
             "; stat -c '%i %Y %s'", QuoteString(keys), "; true",
         )  # fmt: skip
@@ -155,3 +158,23 @@ class InstalledServices(FactBase[list[str]]):
 
     def process(self, output: list[str]) -> list[str]:
         return output
+
+
+class Switch(FactBase[dict[str, Any]]):
+    """How a switch of engines is getting on: `active`, the lines it said (`lines`), `ended`, `failure`, `speeds`.
+
+    + folder: where its job is
+    + unit: name of its unit
+    """
+
+    default = dict
+
+    def command(self, folder: str, unit: str) -> StringCommand:
+        return StringCommand(
+            "systemctl is-active", QuoteString(unit), ";",
+            "cat", QuoteString(f"{folder}/progress.json"), "2>/dev/null; true",
+        )  # fmt: skip
+
+    def process(self, output: list[str]) -> dict[str, Any]:
+        progress = from_json("".join(output[1:])) or {}
+        return {"active": output[0] in ("active", "activating"), "lines": [], "ended": False, **progress}

@@ -1,6 +1,5 @@
 """How a service comes to run as described, and how one is taken away."""
 
-import hashlib
 import json
 import time
 from collections.abc import Iterator
@@ -10,55 +9,16 @@ from pyinfra import host, logger
 from pyinfra.api import FunctionCommand, QuoteString, StringCommand, operation
 from pyinfra.facts.files import FileContents
 
-from moehost import engine
-from moehost.gguf import GgufSet, Header
-from moehost.hardware import node_from_facts
-from moehost.plan import REFUSALS, Plan, differences, make
+from moehost.plan import Plan, differences
 from moehost.settings import Node, Service
 from moehost.speed import Constants
-from moehost.unit import exec_line
-from roles.base import PROGRAMS
-from roles.facts import FileStates, Machine
+from roles.facts import FileStates
 from roles.llama_server import check
-from roles.llama_server.facts import (
-    SERVER,
-    ArgumentsProbe,
-    EngineContract,
-    Inputs,
-    InstalledServices,
-    ModelHeaders,
-    ServiceState,
-)
-from roles.models.facts import StoredModel
-from roles.models.operations import LIBRARY
-from roles.operations import files, refuse, render
+from roles.llama_server.facts import InstalledServices, ServiceState
+from roles.llama_server.wanted import UNITS, NotYet, Refused, Wanted, folder, tell, wanted
+from roles.operations import files, refuse
 
-UNITS = "/etc/systemd/system"
 MIB = 1 << 20
-
-
-def folder(service: str) -> str:
-    """Where a service's plan and keys are."""
-    return f"/etc/moehost/{service}"
-
-
-def unit_text(service: Service, plan: Plan, model_path: str, generation: str) -> str:
-    """The unit of a service; `generation` is what the running process is recognised by."""
-    placement = plan.placement
-    return render(
-        "llama_server/llama-server.service.j2",
-        service=service,
-        exec_start=exec_line([SERVER, *plan.arguments]),
-        environment=placement.env,
-        model_path=model_path,
-        model_dir=model_path.rpartition("/")[0],
-        host_mib=placement.host_mib,
-        warm_up_tokens=placement.offload.warm_up_tokens,
-        folder=folder(service.name),
-        programs=PROGRAMS,
-        gpus=len(plan.node.gpus),
-        generation=generation,
-    )
 
 
 @operation()
@@ -100,50 +60,17 @@ def running(node: Node, service: Service, index: int, constants: Constants) -> I
     + index: where the service stands in the settings, for messages
     + constants: of the speed model
     """
-    where = f"services[{index}]"
-    model_dir = f"{node.models_dir}/{service.model.name}"
-    contract = host.get_fact(EngineContract)
-    manifest = host.get_fact(StoredModel, folder=model_dir)
-    if not contract or not manifest:
-        # Only the plan of a deploy comes here: the steps before this one make both.
-        yield StringCommand("test -e", SERVER, "-a -e", QuoteString(f"{model_dir}/manifest.json"))
-        return
-    dialect = json.loads(contract["build"])["dialect"]
-    model_path = f"{model_dir}/{manifest.files[0].name}"
     try:
-        headers = host.get_fact(ModelHeaders, path=model_path, library=LIBRARY)
-        if not headers:
-            raise ValueError(f"{model_path} has no header that can be read; fetch the model again")
-        machine = node_from_facts(**host.get_fact(Machine))
-        found = GgufSet(tuple(Header.from_json(each) for each in headers))
-        state = host.get_fact(ServiceState, unit=service.unit, port=service.port)
-        plan = make(service, model_path, found, machine, dialect, constants)
-        tried = _tried(service, plan, contract, dialect, state)
-        if tried:
-            margins = tuple(tried["margins_mib"])
-            plan = make(service, model_path, found, machine, dialect, constants, margins)
-    except REFUSALS as reason:
-        yield refuse(f"{where}: {reason}")
+        goal = wanted(node, service, index, constants, "current")
+    except NotYet as test:
+        yield StringCommand(str(test))
         return
-
-    inputs = host.get_fact(Inputs, model_dir=model_dir, keys=f"{folder(service.name)}/api-keys")
-    blank = unit_text(service, plan, model_path, generation="")
-    generation = hashlib.sha256(f"{blank}\n{inputs}".encode()).hexdigest()[:16]
-    if state.get("generation") != generation and (problem := _problem(where, service, plan, contract, state)):
-        yield refuse(problem)
+    except Refused as reason:
+        yield refuse(str(reason))
         return
-
-    version = engine.Version.parse(contract["version"]).text
-    plan_path, wanted = f"{folder(service.name)}/plan.json", plan.to_json(f"{dialect} {version}")
-    contents = {
-        f"{UNITS}/{service.unit}": unit_text(service, plan, model_path, generation),
-        plan_path: json.dumps(wanted, indent=2) + "\n",
-    }
-    if tried:
-        contents[f"{folder(service.name)}/rehearsal.json"] = json.dumps(tried, indent=2) + "\n"
-    changes = list(files._inner(contents=contents))
+    changes = list(files._inner(contents=goal.contents))
     if changes:
-        _tell(service.name, "\n".join(host.get_fact(FileContents, path=plan_path) or []), wanted)
+        tell(service.name, list(_news(goal)))
     yield from changes
     # From here the facts are read after the commands above have run.
     state = host.get_fact(ServiceState, unit=service.unit, port=service.port)
@@ -151,65 +78,26 @@ def running(node: Node, service: Service, index: int, constants: Constants) -> I
         yield "systemctl daemon-reload"
     if state.get("UnitFileState") != "enabled":
         yield StringCommand("systemctl enable --quiet", QuoteString(service.unit))
-    if state.get("generation") != generation:
+    if state.get("generation") != goal.generation:
         # A unit that failed too often is not started again without reset-failed.
         yield StringCommand(
             "systemctl reset-failed", QuoteString(service.unit), "2>/dev/null;",
             "systemctl restart --no-block", QuoteString(service.unit),
         )  # fmt: skip
-    if state.get("generation") != generation or state.get("ActiveState") != "active":
-        yield FunctionCommand(_wait_until_ready, (service, generation, plan), {})
+    if state.get("generation") != goal.generation or state.get("ActiveState") != "active":
+        yield FunctionCommand(_wait_until_ready, (service, goal.generation, goal.plan), {})
     elif not changes:
         host.noop(f"{service.unit} runs as planned")
 
 
-def _tried(
-    service: Service, plan: Plan, contract: dict[str, str], dialect: str, state: dict[str, Any]
-) -> dict[str, Any] | None:
-    """The record of the engine's own check of a plan with cards: the one that is kept, or a new one.
-
-    Only ik_llama.cpp can try a plan, and only while no server of this service holds the cards; without a record the
-    plan stands as the ledger has it.
-    """
-    if dialect != "ik" or not plan.node.gpus:
-        return None
-    key = check.key(plan, contract["build"])
-    kept = "\n".join(host.get_fact(FileContents, path=f"{folder(service.name)}/rehearsal.json") or [])
+def _news(goal: Wanted) -> Iterator[str]:
+    """What is new in a plan, so that a card that is missing does not pass for an ordinary restart."""
+    before = "\n".join(host.get_fact(FileContents, path=goal.plan_path) or [])
     try:
-        record = json.loads(kept) if kept else {}
+        yield from differences(json.loads(before), goal.plan_json) if before else iter(())
     except ValueError:
-        record = {}
-    if record.get("key") == key:
-        return dict(record)
-    if state.get("MainPID") not in (None, "0"):
-        logger.info("[%s] %s: holds the cards, so the new plan is not tried before", host.name, service.name)
-        return None
-    return check.rehearsal(plan, key)
-
-
-def _tell(name: str, before: str, after: dict[str, Any]) -> None:
-    """Say what is new in a plan, so that a card that is missing does not pass for an ordinary restart."""
-    try:
-        lines = differences(json.loads(before), after) if before else iter(())
-    except ValueError:
-        lines = iter(["the plan before can't be read"])
-    for line in [*lines, *(f"warning: {warning}" for warning in after["warnings"])]:
-        logger.info("[%s] %s: %s", host.name, name, line)
-
-
-def _problem(where: str, service: Service, plan: Plan, contract: dict[str, str], state: dict[str, Any]) -> str | None:
-    """Why this service can't be started now, or None."""
-    if holder := state.get("port_holder"):
-        name, _, pid = holder.replace('"', "").partition(",pid=")
-        return f"{where}.port: {service.port} is taken by {name} (pid {pid}); choose another or stop that program"
-    dialect = json.loads(contract["build"])["dialect"]
-    version = engine.Version.parse(contract["version"]).text
-    if unknown := engine.unknown_flags(plan.arguments, contract["help"], dialect):
-        return f"{where}: {dialect} {version} does not know {', '.join(unknown)}; see server_args"
-    said = host.get_fact(ArgumentsProbe, arguments=engine.probe_arguments(plan.arguments))
-    if refusal := engine.refusal(said):
-        return f"{where}: {dialect} {version} refuses these arguments: {refusal}"
-    return None
+        yield "the plan before can't be read"
+    yield from (f"warning: {warning}" for warning in goal.plan_json["warnings"])
 
 
 def _wait_until_ready(state: Any, host: Any, service: Service, generation: str, plan: Plan) -> bool:

@@ -6,6 +6,7 @@ from typing import Any
 from pyinfra.api import FactBase, QuoteString, StringCommand
 
 from moehost.store import Manifest
+from roles.facts import from_json
 
 
 class StoredModel(FactBase[Manifest | None]):
@@ -43,8 +44,8 @@ class Fetch(FactBase[dict[str, Any]]):
     def command(self, unit: str, job: str, progress: str) -> StringCommand:
         return StringCommand(
             "echo active=$(systemctl is-active", QuoteString(unit), "2>/dev/null);",
-            # Not by echo, which would read the backslashes in them.
-            "printf 'job=%s\\n' \"$(cat", QuoteString(job), "2>/dev/null)\";",
+            # Not by echo, which would read the backslashes in them; each in one line.
+            "printf 'job=%s\\n' \"$(cat", QuoteString(job), "2>/dev/null | tr -d '\\n')\";",
             "printf 'progress=%s\\n' \"$(cat", QuoteString(progress), "2>/dev/null)\"",
         )  # fmt: skip
 
@@ -52,14 +53,6 @@ class Fetch(FactBase[dict[str, Any]]):
         fields = dict(line.split("=", 1) for line in output)
         return {
             "active": fields.get("active") in ("active", "activating"),
-            "job": _json(fields.get("job", "")),
-            "progress": _json(fields.get("progress", "")) or {},
+            "job": from_json(fields.get("job", "")),
+            "progress": from_json(fields.get("progress", "")) or {},
         }
-
-
-def _json(text: str) -> Any:
-    """What a file says, None where a deploy was cut off while it wrote it."""
-    try:
-        return json.loads(text)
-    except ValueError:
-        return None

@@ -1,9 +1,8 @@
 """How a model comes into the store."""
 
-import json
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from pyinfra.api import FileUploadCommand, FunctionCommand, QuoteString, StringC
 
 from moehost import source
 from moehost.files import sha256_of
+from moehost.job import Job
 from moehost.settings import Model, Node
 from roles.facts import FileStates
 from roles.models.facts import Fetch, StoredModel
@@ -84,23 +84,22 @@ class Order:
         return f"moehost-fetch-{self.model.name}.service"
 
     @property
-    def job(self) -> dict[str, Any]:
+    def job(self) -> Job:
         """What `moehost.fetch` is asked for."""
-        job = {
-            "model": self.model.name,
-            "store": self.node.models_dir,
-            "source": self.model.source,
-            "revision": self.model.revision,
-            "sha256": self.sha256,
-            "endpoint": self.node.hf_endpoint,
-            "token_file": f"/run/credentials/{self.unit}/hub-token" if self.node.hf_token_file else None,
-            "connections": self.node.download_connections,
-            "reserve_mib": self.node.free_space_reserve_mib,
-        }
-        if self.uploads:
-            path = f"file://{self.incoming}.upload/{self.uploads[0].name}"
-            job |= {"source": path, "uploaded": True, "recorded_source": self.model.source}
-        return job
+        uploaded = f"file://{self.incoming}.upload/{self.uploads[0].name}" if self.uploads else None
+        return Job(
+            model=self.model.name,
+            store=self.node.models_dir,
+            source=uploaded or self.model.source,
+            revision=self.model.revision,
+            sha256=self.sha256,
+            endpoint=self.node.hf_endpoint,
+            token_file=f"/run/credentials/{self.unit}/hub-token" if self.node.hf_token_file else None,
+            connections=self.node.download_connections,
+            reserve_mib=self.node.free_space_reserve_mib,
+            uploaded=bool(uploaded),
+            recorded_source=self.model.source if uploaded else None,
+        )
 
     def fact(self) -> dict[str, str]:
         """Arguments of the fact `Fetch`."""
@@ -131,7 +130,7 @@ def stored(node: Node, model: Model) -> Iterator[Any]:
         return
 
     fetch = host.get_fact(Fetch, **order.fact())
-    if not (fetch.get("active") and fetch["job"] == order.job):
+    if not (fetch.get("active") and fetch["job"] == asdict(order.job)):
         yield from _upload(order)
         yield from _start(order)
     yield FunctionCommand(_watch, (order,), {})
@@ -156,7 +155,7 @@ def _start(order: Order) -> Iterator[StringCommand]:
     yield StringCommand(
         "systemctl stop", QuoteString(order.unit), "2>/dev/null; rm -f", QuoteString(fact["progress"]),
         "; cat >", QuoteString(fact["job"]),
-        _stdin=json.dumps(order.job) + "\n",
+        _stdin=order.job.to_json(),
     )  # fmt: skip
     properties = [*SANDBOX, f"ReadWritePaths={order.node.models_dir}"]
     if order.node.hf_token_file:

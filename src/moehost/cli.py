@@ -1,4 +1,4 @@
-"""`moehost ...`: these modules (`cli`, `cli_plan`, `show`, `terminal`) are the only ones that print."""
+"""`moehost ...`: these modules (`cli`, `cli_engine`, `cli_plan`, `show`, `terminal`) are the only ones that print."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from moehost import cli_plan, reference, sandbox, settings
+from moehost import cli_engine, cli_plan, reference, sandbox, settings
 from moehost.terminal import FAILED, pyinfra_json, say, stop
 
 
@@ -27,6 +27,7 @@ def main() -> None:
 
 main.add_command(cli_plan.plan)
 main.add_command(cli_plan.calibrate)
+main.add_command(cli_engine.engine)
 
 
 @main.command("check-inventory")
@@ -71,11 +72,9 @@ def _hosts(inventory: str) -> list[dict[str, Any]]:
     path = Path(inventory, "hosts.py") if Path(inventory).is_dir() else Path(inventory)
     if not path.is_file():
         stop(f"{path}: there is no such file")
-    hosts, talk = pyinfra_json(str(path), "debug-inventory")
+    hosts, reason = pyinfra_json(str(path), "debug-inventory")
     if hosts is None:
-        # A traceback ends with its reason; what pyinfra adds of its own begins with an arrow.
-        reason = [line for line in talk if not line.startswith("-->")]
-        stop(f"{path}: pyinfra can't read it: {reason[-1] if reason else 'no reason given'}")
+        stop(f"{path}: pyinfra can't read it: {reason}")
     if not hosts:
         stop(f"{path}: names no host")
     return list(hosts)

@@ -21,7 +21,7 @@ from moehost.placement import DoesNotFit
 from moehost.settings import Service, SettingsError
 from moehost.speed import PUBLISHED, Constants
 from moehost.store import StoreError
-from moehost.terminal import DOES_NOT_FIT, FAILED, pyinfra_json, stop
+from moehost.terminal import DOES_NOT_FIT, FAILED, ask_host, host_of, stop
 from moehost.verify import VerifyError
 
 _model = click.option(
@@ -114,7 +114,7 @@ def plan(
             path = model if Path(model).exists() else found.headers[0].name
             plans[name] = planning.make(service, path, found, machine, engine, constants)
         if verify:
-            asked = _host(verify) if verify.startswith("@") else str(Path(verify).resolve())
+            asked = host_of(verify) if verify.startswith("@") else str(Path(verify).resolve())
             made = plans[names[0]]
             buffers = verification.ask(made, found, read_heads(), asked, inventory, overcommit)
             differences = dry_run.compare(made.placement.rows, buffers)
@@ -180,17 +180,10 @@ def read_node(node: str, inventory: str) -> Node:
             return Node.from_json(json.loads(Path(node).read_text()))
         except json.JSONDecodeError as error:
             raise HardwareError(f"{node}: is no JSON ({error}); see docs/planning.md for an example") from None
-    host = _host(node)
-    facts, talk = pyinfra_json(inventory, "--limit", host, "fact", "roles.facts.Machine")
-    texts = (facts or {}).get("roles.facts.Machine", {}).get(host)
+    texts, reason = ask_host(host_of(node), inventory, "roles.facts.Machine")
     if not texts:
-        raise HardwareError(f"{node}: can't be asked: {talk[-1].removeprefix('--> ') if talk else 'no answer'}")
+        raise HardwareError(f"{node}: can't be asked: {reason}")
     return node_from_facts(**texts)
-
-
-def _host(text: str) -> str:
-    """The host that @HOST means; a connector's name begins with an at sign, too, and stays as it is."""
-    return text if "/" in text or text == "@local" else text[1:]
 
 
 def _constants(path: str | None) -> Constants:

@@ -5,15 +5,14 @@ The models are the reference of all settings: each field's description is what `
 
 from __future__ import annotations
 
-import difflib
 import ipaddress
 import re
-from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, Literal, get_args
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from moehost import source
+from moehost import mistakes, source
 
 # Keys of an inventory that belong to pyinfra: global arguments and its connectors' data.
 PYINFRA_KEYS = re.compile(r"^(_|(ssh|podman|podmanssh|docker|dockerssh|fake|chroot|vagrant|terraform)_)")
@@ -45,6 +44,19 @@ Folder = Annotated[
 MemoryMax = Annotated[
     str, _matching(r"[1-9][0-9]?%|100%|[1-9][0-9]*[MGT]|infinity", "write e.g. 92%, 700G or infinity, as in systemd")
 ]
+Commit = Annotated[str, _matching(r"[0-9a-f]{40}", "write all 40 digits of a commit; a branch or tag moves")]
+Architecture = Annotated[str, _matching(r"[0-9]{2,3}[af]?", "write a compute capability without the dot, e.g. 120")]
+CudaVersion = Annotated[str, _matching(r"[0-9]{2}[.][0-9]", "write e.g. 12.9")]
+Fingerprint = Annotated[str, _matching(r"[0-9A-F]{40}", "write the 40 digits of the fingerprint without spaces")]
+CmakeOption = Annotated[str, _matching(r"[A-Z][A-Z0-9_]*=[A-Za-z0-9_.;:/+-]*", "write NAME=VALUE")]
+ImageName = Annotated[str, _matching(r"[a-z0-9][A-Za-z0-9./_:@-]*", "write HOST/NAME")]
+Repository = Annotated[
+    str,
+    _matching(
+        r"[A-Za-z0-9.-]+(:[0-9]+)?(/[a-z0-9]+([._-]+[a-z0-9]+)*)+",
+        "write HOST/NAME in lower-case letters, without a tag: the release is the tag",
+    ),
+]
 Port = Annotated[int, Field(ge=1, le=65535)]
 KvType = Literal["f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"]
 # What the rest of the house must know of, and what would show a secret: not for `server_args`.
@@ -57,6 +69,11 @@ OWN_SETTING = {
     "--port": "port",
 }
 SLOT_TOKENS = 256
+# The engine that everything here was tried with. A newer commit is a decision: its flags, its memory and its speed
+# are checked again (CONTRIBUTING.md, "A newer engine").
+CUDA_REPOSITORY = "https://developer.download.nvidia.com/compute/cuda/repos"
+IK_URL = "https://github.com/ikawrakow/ik_llama.cpp.git"
+IK_COMMIT = "8337e4cd3861406fc04e0854b1409cd1b027fbc9"
 
 
 class SettingsError(ValueError):
@@ -93,12 +110,89 @@ class Model(Settings):
         return self
 
 
+class Image(Settings):
+    """The container image of an engine, made by the same recipe as the release."""
+
+    base: ImageName | None = Field(
+        None,
+        description="image of Debian or Ubuntu that it is built in, by digest, e.g. NVIDIA's CUDA image with a "
+        "compiler, `docker.io/nvidia/cuda@sha256:...`; without it a root file system is made on the node from its "
+        "own mirror",
+    )
+    runtime: ImageName | None = Field(
+        None,
+        description="image that the programs are put on, by digest, e.g. NVIDIA's CUDA image without a compiler, "
+        "which is much smaller; `base` by default",
+    )
+    push: Repository | None = Field(
+        None, description="repository of yours that it is pushed to, e.g. `compute.home.arpa/ik_llama-cuda`"
+    )
+
+    @field_validator("base", "runtime")
+    @classmethod
+    def _images_are_pinned(cls, value: str | None) -> str | None:
+        if value and not value.startswith("localhost/") and not re.search(r"@sha256:[0-9a-f]{64}$", value):
+            raise ValueError(
+                f"{value!r}: pin it by digest, NAME@sha256:...; `skopeo inspect` shows the digest of a tag"
+            )
+        return value
+
+
 class Engine(Settings):
     """The llama-server to run."""
 
-    source: Literal["package"] = Field(
-        "package", description="`package`: the distribution's llama.cpp (Debian 13 and later)"
+    source: Literal["git", "package"] = Field(
+        "git",
+        description="`git`: ik_llama.cpp, built on the node for this very machine; "
+        "`package`: the distribution's llama.cpp (Debian 13 and later)",
     )
+    url: str = Field(IK_URL, description="for `git`: repository, also a path on the node")
+    commit: Commit = Field(IK_COMMIT, description="for `git`: the commit to build, all 40 digits of it")
+    cuda: Literal["auto", "on", "off"] = Field(
+        "auto", description="for `git`: whether it is built for NVIDIA cards; `auto`: if the node has one"
+    )
+    cuda_architectures: list[Architecture] = Field(
+        default_factory=list,
+        description="for `git`: compute capabilities to build for, e.g. `120`; those of the node's cards by default",
+    )
+    cuda_version: CudaVersion | None = Field(
+        None,
+        description="CUDA toolkit to build with, e.g. `12.9`; without it the newest usable one on the node, "
+        "or one that the node gets from NVIDIA's repository",
+    )
+    cuda_repository: str = Field(CUDA_REPOSITORY, description="where NVIDIA's packages come from, or a mirror of it")
+    cuda_key: Fingerprint | None = Field(
+        None, description="fingerprint of that repository's key, if it is another one than NVIDIA's"
+    )
+    cmake_options: list[CmakeOption] = Field(
+        default_factory=list, description="for `git`: options that are added last, e.g. `GGML_RPC=ON`"
+    )
+    image: Image | None = Field(None, description="for `git`: also make a container image")
+    keep_releases: int = Field(3, ge=2, le=99, description="how many releases stay on the node")
+    drain_s: int = Field(
+        300, ge=0, description="how long a switch of engines waits for a moment in which no request is at work"
+    )
+    canary_share: float = Field(
+        0.8,
+        ge=0,
+        le=1,
+        description="what a new engine must reach of the old one's decode speed, else the old one comes back",
+    )
+
+    @model_validator(mode="after")
+    def _image_is_of_a_build(self) -> Engine:
+        if self.image and self.source != "git":
+            raise ValueError(f"image belongs to source 'git', and source is {self.source!r}; leave one of them out")
+        return self
+
+    @field_validator("url")
+    @classmethod
+    def _url_is_whole(cls, value: str) -> str:
+        if not re.fullmatch(r"(https://|ssh://|git@|/)[A-Za-z0-9@:/._~+-]+", value):
+            raise ValueError(
+                f"{value!r}: write https://HOST/PATH, ssh://USER@HOST/PATH or an absolute path on the node"
+            )
+        return value
 
 
 class Sampling(Settings):
@@ -290,49 +384,4 @@ def read(data: Mapping[str, Any]) -> Node:
     try:
         return Node.model_validate(ours)
     except ValidationError as error:
-        raise SettingsError(list(_lines(error))) from None
-
-
-def _lines(error: ValidationError) -> Iterator[str]:
-    for details in error.errors(include_url=False):
-        path = _path(details["loc"])
-        match details["type"]:
-            case "extra_forbidden":
-                unknown, known = str(details["loc"][-1]), _known_keys(details["loc"][:-1])
-                near = difflib.get_close_matches(unknown, known, n=1, cutoff=0.5)
-                hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
-                yield f"{path}: unknown setting; {hint}"
-            case "missing":
-                yield f"{path}: missing; add it"
-            case "value_error":
-                # A validator's own sentence; one that concerns the node as a whole names its path itself.
-                yield ": ".join(filter(None, (path, str(details["ctx"]["error"]))))
-            case "literal_error":
-                near = difflib.get_close_matches(str(details["input"]), _quoted(details["ctx"]["expected"]), n=1)
-                hint = f"; did you mean {near[0]!r}?" if near else ""
-                yield f"{path}: {details['input']!r} is not one of {details['ctx']['expected']}{hint}"
-            case _:
-                shown = repr(details["input"])
-                reason = details["msg"][0].lower() + details["msg"][1:]
-                yield f"{path}: {shown if len(shown) < 60 else shown[:57] + '...'}: {reason}"
-
-
-def _path(location: tuple[str | int, ...]) -> str:
-    path = ""
-    for part in location:
-        path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else part
-    return path
-
-
-def _quoted(expected: str) -> list[str]:
-    return re.findall(r"'([^']*)'", expected)
-
-
-def _known_keys(location: tuple[str | int, ...]) -> list[str]:
-    model: type[BaseModel] = Node
-    for part in location:
-        if isinstance(part, str):
-            annotation = model.model_fields[part].annotation
-            inner = [arg for arg in get_args(annotation) if isinstance(arg, type) and issubclass(arg, BaseModel)]
-            model = inner[0] if inner else annotation  # type: ignore[assignment]
-    return list(model.model_fields)
+        raise SettingsError(list(mistakes.lines(error, Node))) from None

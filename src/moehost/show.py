@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -135,3 +136,25 @@ def _ranges(layers: tuple[int, ...]) -> str:
         else:
             parts.append([layer, layer])
     return ",".join(str(low) if low == high else f"{low}-{high}" for low, high in parts)
+
+
+def releases(found: Mapping[str, Any]) -> None:
+    """Print the releases of a node's engine."""
+    table = Table(box=None, padding=(0, 1))
+    for heading in ("", "release", "version", "built", "CUDA", "for", "took"):
+        table.add_column(heading)
+    for each in found["releases"]:
+        links = [link for link in ("current", "next", "previous") if found[link] == each["name"]]
+        if "next" in links and "current" in links:
+            links.remove("next")
+        table.add_row(
+            ", ".join(links),
+            each["name"],
+            str(each.get("version", "")).removeprefix("version: "),
+            str(each.get("built", ""))[:10],
+            each.get("cuda") or "no",
+            ", ".join(f"sm_{capability}" for capability in each.get("architectures", [])) or "CPU",
+            f"{each['duration_s']} s" if "duration_s" in each else "",
+        )
+    # Names are to be copied: no cell is cut off, whatever the width of the terminal.
+    Console(highlight=False, width=200).print(table if found["releases"] else "there is no release")

@@ -25,9 +25,32 @@ def stop(*lines: str, code: int = BAD_INPUT) -> NoReturn:
     sys.exit(code)
 
 
-def pyinfra_json(*arguments: str) -> tuple[Any, list[str]]:
-    """What a pyinfra command prints as JSON (None if it fails), and the lines of its talk."""
-    pyinfra = str(Path(sys.executable).with_name("pyinfra"))
-    run = subprocess.run([pyinfra, *arguments, "--json"], capture_output=True, text=True)
-    talk = [line.strip() for line in run.stderr.splitlines() if line.strip()]
-    return (json.loads(run.stdout) if run.returncode == 0 and run.stdout.strip() else None), talk
+def pyinfra(*arguments: str, show: bool = False) -> subprocess.CompletedProcess[str]:
+    """Run the pyinfra of this environment; `show` lets its talk through to the terminal while it runs."""
+    program = str(Path(sys.executable).with_name("pyinfra"))
+    talk = None if show else subprocess.PIPE
+    return subprocess.run([program, *arguments], stdout=subprocess.PIPE, stderr=talk, text=True)
+
+
+def pyinfra_json(*arguments: str) -> tuple[Any, str]:
+    """What a pyinfra command prints as JSON (None if it fails), and the reason that its talk ends with."""
+    run = pyinfra(*arguments, "--json")
+    found = json.loads(run.stdout) if run.returncode == 0 and run.stdout.strip() else None
+    return found, reason(run.stderr)
+
+
+def reason(talk: str) -> str:
+    """The last line that says something: a traceback ends with its reason, and what begins with an arrow is frame."""
+    lines = [line.strip() for line in talk.splitlines() if line.strip()]
+    return next((line for line in reversed(lines) if not line.startswith("-->")), "no reason given")
+
+
+def host_of(text: str) -> str:
+    """The host that @HOST means; a connector's name begins with an at sign, too, and stays as it is."""
+    return text if "/" in text or text == "@local" else text.removeprefix("@")
+
+
+def ask_host(host: str, inventory: str, fact: str) -> tuple[Any, str]:
+    """What a fact says of a host of an inventory (None if it can't be asked), and the reason for that."""
+    answers, why = pyinfra_json(inventory, "--limit", host, "fact", fact)
+    return (answers or {}).get(fact, {}).get(host), why

@@ -13,6 +13,7 @@ from moehost.dry_run import Buffers
 from moehost.gguf import GgufSet
 from moehost.plan import Plan
 from moehost.rehearsal import Job, Result, shards
+from moehost.terminal import pyinfra, reason
 
 NODE_ENGINE = "/opt/moehost/engine/current/bin/llama-server"
 DEPLOY = "roles/llama_server/rehearse.py"
@@ -60,20 +61,13 @@ def _here(folder: Path) -> str:
         [sys.executable, "-m", "moehost.rehearse", str(folder / "job.json")], capture_output=True, text=True
     )
     if not done.stdout.strip():
-        raise VerifyError(_last(done.stderr))
+        raise VerifyError(reason(done.stderr))
     return done.stdout
 
 
 def _there(folder: Path, host: str, inventory: str) -> str:
-    pyinfra = str(Path(sys.executable).with_name("pyinfra"))
-    command = [pyinfra, inventory, "--limit", host, DEPLOY, "--data", f"folder={folder}", "-y"]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = pyinfra(inventory, "--limit", host, DEPLOY, "--data", f"folder={folder}", "-y")
     result = folder / "result.json"
     if not result.exists() or not result.read_text().strip():
-        raise VerifyError(f"@{host}: {_last(done.stderr)}")
+        raise VerifyError(f"@{host}: {reason(done.stderr)}")
     return result.read_text()
-
-
-def _last(talk: str) -> str:
-    lines = [line.strip() for line in talk.splitlines() if line.strip() and not line.startswith("-->")]
-    return lines[-1] if lines else "the engine was not asked, and nothing says why"

@@ -1,7 +1,7 @@
 """The ledger against a real ik_llama.cpp: true headers, sparse data, `--dry-run`, on a machine without a GPU.
 
-Needs IK_LLAMA_SOURCE (a checkout that is built in build/) or IK_LLAMA_BUILD (the build folder alone). The models are
-larger than the memory of most machines, so the kernel must overcommit: the test sets that, as root, and restores it.
+Needs IK_LLAMA_BUILD, the folder that it was built in. The models are larger than the memory of most machines, so the
+kernel must overcommit: the test sets that, as root, and restores it.
 """
 
 from __future__ import annotations
@@ -30,14 +30,9 @@ from tests.unit.machines import epyc_9175f
 SOURCE = Path(__file__).parents[2] / "src"
 
 
-def _engine() -> Path | None:
-    build, source = os.environ.get("IK_LLAMA_BUILD"), os.environ.get("IK_LLAMA_SOURCE")
-    folder = Path(build) if build else Path(source, "build") if source else None
-    return folder / "bin" / "llama-server" if folder else None
-
-
-ENGINE = _engine()
-pytestmark = pytest.mark.skipif(ENGINE is None, reason="neither IK_LLAMA_SOURCE nor IK_LLAMA_BUILD is set")
+BUILD = os.environ.get("IK_LLAMA_BUILD")
+ENGINE = Path(BUILD, "bin/llama-server") if BUILD else None
+pytestmark = pytest.mark.skipif(ENGINE is None, reason="IK_LLAMA_BUILD is not set")
 
 
 def loadable(shape: Shape) -> Layout:

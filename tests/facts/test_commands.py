@@ -14,7 +14,7 @@ from pyinfra.api import StringCommand
 
 from roles.base.facts import Directories
 from roles.facts import DpkgAudit, FileStates, MissingPackages, OsRelease, SourceState
-from roles.ik_llama.facts import Mirrors, PackageCandidates, PackagedEngine, Release
+from roles.ik_llama.facts import Mirrors, PackageCandidates, PackagedEngine, Releases
 from roles.llama_server.facts import ArgumentsProbe, EngineContract, Inputs, InstalledServices, ServiceState
 from roles.models.facts import Fetch, StoredModel
 
@@ -205,7 +205,7 @@ def test_a_packaged_engine_that_crashes_says_no_version(node):
 @pytest.mark.parametrize("folder", ["/opt", "/opt/moehost/engine", "/opt/moehost/engine/releases"])
 def test_no_release_on_a_fresh_node(node, folder):
     (node.folder / folder.removeprefix("/")).mkdir(parents=True)
-    assert node.ask(Release) == {"current": "", "releases": []}
+    assert node.ask(Releases) == Releases.default()
 
 
 def test_a_release_without_its_last_file_is_none(node):
@@ -213,13 +213,15 @@ def test_a_release_without_its_last_file_is_none(node):
     node.write("/opt/moehost/engine/releases/half/bin/llama-server")
     node.write("/opt/moehost/engine/releases/.new/build.json")
     (node.folder / "opt/moehost/engine/current").symlink_to("releases/whole")
-    assert node.ask(Release) == {"current": "whole", "releases": ["whole"]}
+    (node.folder / "opt/moehost/engine/next").symlink_to("releases/half")
+    there = {"current": "whole", "next": "", "previous": "", "releases": ["whole"], "leftovers": [".new"]}
+    assert node.ask(Releases) == there
 
 
 def test_no_engine_has_no_contract(node):
     (node.folder / "opt/moehost/engine").mkdir(parents=True)
     (node.folder / "opt/moehost/engine/current").symlink_to("releases/gone")
-    assert node.ask(EngineContract) == {}
+    assert node.ask(EngineContract, engine="/opt/moehost/engine/current") == {}
 
 
 def test_an_engine_in_its_own_words_whatever_it_exits_with(node):
@@ -230,7 +232,7 @@ def test_an_engine_in_its_own_words_whatever_it_exits_with(node):
         exit 1
         """
     node.write("/opt/moehost/engine/current/bin/llama-server", script, mode=0o755)
-    contract = node.ask(EngineContract)
+    contract = node.ask(EngineContract, engine="/opt/moehost/engine/current")
     assert json.loads(contract["build"]) == {"dialect": "ik"}
     assert (contract["version"], contract["help"]) == ("version: 4840 (8337e4cd3)", "  -c N  context")
 
@@ -240,7 +242,9 @@ def test_arguments_reach_the_engine_as_they_are(node):
         "/opt/moehost/engine/current/bin/llama-server", "#!/bin/sh\nprintf '%s\\n' \"$@\" >&2; exit 1\n", mode=0o755
     )
     arguments = ["-ot", "blk[.](3|4)[.]ffn_.*=CPU,a=b", "--alias", "a b", "--seed", "-1", "$HOME *"]
-    assert node.ask(ArgumentsProbe, arguments=arguments).splitlines() == arguments
+    assert (
+        node.ask(ArgumentsProbe, engine="/opt/moehost/engine/current", arguments=arguments).splitlines() == arguments
+    )
 
 
 SYSTEMCTL = """case "$*" in
@@ -280,18 +284,26 @@ def test_what_a_service_reads_at_its_start(node):
     node.write("/srv/m/manifest.json")
     keys = node.write("/etc/keys", "secret\n")
     arguments = {"model_dir": f"{node.folder}/srv/m", "keys": keys}
-    before = node.ask(Inputs, **arguments)
+    before = node.ask(Inputs, engine="/opt/moehost/engine/current", **arguments)
     engine, model, secret = before.splitlines()
     assert (engine, model) == ("releases/one", f"{DIGEST}  {node.folder}/srv/m/manifest.json")
     assert "secret" not in secret
     assert hashlib.sha256(b"secret\n").hexdigest() not in secret
     node.write("/etc/keys.new", "another secret\n")
     os.replace(f"{keys}.new", keys)  # noqa: PTH105
-    assert node.ask(Inputs, **arguments) != before
+    assert node.ask(Inputs, engine="/opt/moehost/engine/current", **arguments) != before
 
 
 def test_a_fresh_node_has_nothing_to_read(node):
-    assert node.ask(Inputs, model_dir=f"{node.folder}/srv/m", keys=f"{node.folder}/etc/keys") == ""
+    assert (
+        node.ask(
+            Inputs,
+            engine="/opt/moehost/engine/current",
+            model_dir=f"{node.folder}/srv/m",
+            keys=f"{node.folder}/etc/keys",
+        )
+        == ""
+    )
 
 
 def test_units_of_others_are_not_ours(node):
@@ -359,7 +371,7 @@ def test_no_fetch_yet(node):
 )
 def test_a_fetch_is_read_literally(node, text):
     node.program("systemctl", '[ "$*" = "is-active moehost-fetch-m.service" ] && echo activating; exit 3')
-    node.write("/m.job.json", json.dumps({"source": text}) + "\n")
+    node.write("/m.job.json", json.dumps({"source": text}, indent=2) + "\n")
     node.write("/progress.json", json.dumps({"error": text}) + "\n")
     assert fetch(node) == {"active": True, "job": {"source": text}, "progress": {"error": text}}
 

@@ -24,19 +24,38 @@ for _file in sorted((ROOT / "roles").rglob("facts.py")):
         if isinstance(_each, type) and issubclass(_each, FactBase) and _each.__module__ == f"roles.{_module}":
             FACTS[f"{_module}.{_each.__name__}"] = _each
 
+OF_IMAGES = [
+    "next",
+    "build",
+    "releases",
+    "images",
+    "pushed",
+    "leftovers",
+    "system",
+    "archives",
+    "builder",
+    "container",
+]
 # What a fact says of a node that prints nothing, which is what a plan of a fresh node is made from.
 OF_NOTHING = {
     "base.facts.Directories": {},
     "facts.DpkgAudit": [],
     "facts.FileStates": {},
-    "facts.Machine": {},
+    "facts.Machine": dict.fromkeys(["lscpu", "meminfo", "nvidia_smi", "has_memory", "l3_ids"], ""),
     "facts.MissingPackages": [],
     "facts.OsRelease": {},
+    "ik_llama.facts.Build": {},
+    "ik_llama.facts.Catalogue": {"current": "", "next": "", "previous": "", "releases": [], "leftovers": []},
+    "ik_llama.facts.Checkout": {},
     "facts.SourceState": {"files": {}, "keys": [], "naming": {}},
+    "ik_llama.facts.Images": dict.fromkeys(OF_IMAGES, ""),
     "ik_llama.facts.Mirrors": [],
     "ik_llama.facts.PackageCandidates": {},
     "ik_llama.facts.PackagedEngine": {},
-    "ik_llama.facts.Release": {},
+    "ik_llama.facts.Releases": {"current": "", "next": "", "previous": "", "releases": [], "leftovers": []},
+    "ik_llama.facts.Toolchain": dict.fromkeys(
+        ["compiler", "missing", "nvcc", "cards", "pci", "cpu_flags", "cores", "available_kib"], ""
+    ),
     "llama_server.facts.ArgumentsProbe": "",
     "llama_server.facts.EngineContract": {},
     "llama_server.facts.Inputs": "",
@@ -44,6 +63,7 @@ OF_NOTHING = {
     "llama_server.facts.ModelHeaders": [],
     "llama_server.facts.Rehearsal": {},
     "llama_server.facts.ServiceState": {},
+    "llama_server.facts.Switch": {},
     "llama_server.facts.VramUsed": [],
     "models.facts.Fetch": {},
     "models.facts.StoredModel": None,

@@ -1,7 +1,8 @@
 """What an owner changes in the inventory happens, once."""
 
 import pytest
-from conftest import changes
+
+from tests.fixtures.node import changes
 
 SERVICE = ["Service | Run tiny, warm"]
 

@@ -5,7 +5,8 @@ import os
 import shutil
 
 import pytest
-from conftest import ROOT, changes
+
+from tests.fixtures.node import ROOT, changes
 
 MODEL = ROOT / ".sandbox/tiny-qwen35moe.gguf"
 

@@ -6,9 +6,9 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, changes
 
 from moehost import synthetic
+from tests.fixtures.node import ROOT, changes
 
 REVISION = "0123456789abcdef0123456789abcdef01234567"
 TOKEN = "hf_a-token-that-must-not-be-seen"

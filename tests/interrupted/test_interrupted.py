@@ -45,7 +45,8 @@ ROUNDS = [
 def deploy(folder, service):
     """Start a deploy, in a process group of its own."""
     inventory = folder / "hosts.py"
-    inventory.write_text(f"nodes = [('@podman/{NAME}', {{'services': [{service!r}]}})]\n")
+    settings = {"engine": {"source": "package"}, "services": [service]}
+    inventory.write_text(f"nodes = [('@podman/{NAME}', {settings!r})]\n")
     command = ["pyinfra", str(inventory), "deploy.py", "--yes", "--json"]
     pipe = subprocess.PIPE
     return subprocess.Popen(command, cwd=ROOT, stdout=pipe, stderr=pipe, text=True, start_new_session=True)

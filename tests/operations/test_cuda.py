@@ -3,8 +3,9 @@
 import pytest
 from pyinfra.facts.deb import DebPackages
 
+from moehost.settings import CUDA_REPOSITORY
 from roles.facts import FileStates, MissingPackages, OsRelease, SourceState
-from roles.ik_llama.cuda import REPOSITORY, cuda_toolkit
+from roles.ik_llama.cuda import cuda_toolkit
 from roles.ik_llama.facts import PackageCandidates
 from tests.operations.plain import in_turn, play
 
@@ -58,7 +59,7 @@ def installed(commands):
 def test_each_distribution_has_a_repository_a_key_and_a_toolkit(system, folder, key, fingerprint, series):
     commands = run(system, [toolkit(series)])
     fetched, preferences, source, update, _ = texts(commands)
-    uri = f"{REPOSITORY}/{folder}/x86_64"
+    uri = f"{CUDA_REPOSITORY}/{folder}/x86_64"
     assert fetched == f"sh -s -- {uri}/{key} {fingerprint} /usr/share/keyrings/moehost-cuda.gpg"
     assert preferences.endswith(" /etc/apt/preferences.d/60-moehost-cuda")
     assert source.endswith(" /etc/apt/sources.list.d/moehost-cuda.sources")
@@ -92,7 +93,7 @@ def test_a_version_that_is_not_there_is_refused_with_those_that_are():
     *_, (name, (reason,), _) = run(apt_has=[["cuda-nvcc-13-3", "cuda-nvcc-13-1"]], version="12.9")
     assert name == "_refused"
     assert reason == (
-        f"engine.cuda_version: {REPOSITORY}/debian13/x86_64 has no cuda-nvcc-12-9, cuda-cudart-dev-12-9, "
+        f"engine.cuda_version: {CUDA_REPOSITORY}/debian13/x86_64 has no cuda-nvcc-12-9, cuda-cudart-dev-12-9, "
         "cuda-cccl-12-9 or cccl-12-9, cuda-driver-dev-12-9, libcublas-dev-12-9, cuda-cuobjdump-12-9; "
         "cuda-nvcc is there for 13.1, 13.3"
     )

@@ -227,7 +227,7 @@ def test_what_cannot_start_is_refused_before_anything_is_touched(node, line):
 def test_the_probe_names_no_model_no_key_and_no_port_of_the_service():
     asked = []
 
-    def probe(arguments):
+    def probe(engine, arguments):
         asked.extend(arguments)
         return TAKEN
 

@@ -1,6 +1,7 @@
 """How a model comes into the store: what is uploaded, what is asked of the node, and what is watched."""
 
 import json
+from dataclasses import asdict
 from types import SimpleNamespace
 
 import pytest
@@ -103,7 +104,7 @@ def test_the_hubs_token_is_a_credential_and_in_no_command(tmp_path):
 
 def test_a_fetch_that_is_at_work_on_the_same_is_only_watched():
     wanted = order()
-    commands, _ = run(wanted, fetch={"active": True, "job": wanted.job, "progress": {}})
+    commands, _ = run(wanted, fetch={"active": True, "job": asdict(wanted.job), "progress": {}})
     assert [each[0] for each in commands] == ["_watch"]
 
 
@@ -115,7 +116,7 @@ def test_a_fetch_that_is_at_work_on_something_else_is_replaced():
 
 def test_a_fetch_that_has_ended_is_started_again():
     wanted = order()
-    commands, _ = run(wanted, fetch={"active": False, "job": wanted.job, "progress": {"error": "no space"}})
+    commands, _ = run(wanted, fetch={"active": False, "job": asdict(wanted.job), "progress": {"error": "no space"}})
     assert len(commands) == 4
 
 

@@ -13,6 +13,7 @@ from tests.fixtures import planned_node
 
 ROOT = Path(__file__).parents[2]
 SERVICE = {"name": "tiny", "model": {"name": "m", "source": "file:///srv/m.gguf"}}
+PACKAGED = {"engine": {"source": "package"}}
 OTHER = {"name": "other", "port": 8081, "model": {"name": "n", "source": "file:///srv/n.gguf"}}
 
 # What a fresh Debian says; to any other question a simulated node answers nothing and succeeds.
@@ -35,7 +36,10 @@ WITHOUT_PACKAGE = (
 )
 
 # A plan ends at the first command of an operation; tests/operations render these.
-BEYOND_A_PLAN = {"apt/fetch-key.j2", "apt/source.j2", "ik_llama/cuda.preferences.j2"}
+BEYOND_A_PLAN = {
+    *("apt/fetch-key.j2", "apt/source.j2", "ik_llama/cuda.preferences.j2"),
+    *("ik_llama/build.j2", "ik_llama/checkout.j2", "ik_llama/Containerfile.j2"),
+}
 
 
 class Run:
@@ -87,10 +91,11 @@ def plan(tmp_path_factory, notes):
         "operations._environment.get_template = noted\n" + (ROOT / "deploy.py").read_text()
     )
     nodes = {
-        "fresh": {"services": [SERVICE]},
-        "two": {"services": [SERVICE, OTHER]},
-        "ready": {"fake_responses": WITH_ENGINE | planned_node.responses(), "services": [SERVICE]},
-        "old": {"fake_responses": BOOKWORM},
+        "fresh": {**PACKAGED, "services": [SERVICE]},
+        "builder": {"services": [SERVICE]},
+        "two": {**PACKAGED, "services": [SERVICE, OTHER]},
+        "ready": {**PACKAGED, "fake_responses": WITH_ENGINE | planned_node.responses(), "services": [SERVICE]},
+        "old": {**PACKAGED, "fake_responses": BOOKWORM},
         "wrong": {"services": [{**SERVICE, "contxt": 1}], "models_dir": "srv"},
         "tokenless": {"hf_token_file": "/nonexistent/token"},
         "keyless": {"services": [{**SERVICE, "api_keys_file": "/nonexistent/keys"}]},
@@ -110,9 +115,14 @@ class TestPlan:
             "Service | Run tiny, warm",
         ]
 
+    def test_a_node_that_builds_its_engine(self, plan):
+        assert not [line for line in plan.said_of("builder") if line.startswith("will fail")]
+        engine = [name for name in plan.changes("builder") if name.startswith("Engine")]
+        assert engine == ["Engine | Build ik_llama.cpp 8337e4cd3861 for this machine, prove it"]
+
     def test_models_and_services_of_a_node_come_in_order(self, plan):
         names = " ".join(plan.changes("two"))
-        order = ["Have m in", "Have n in", "key for tiny", "Run tiny", "key for other", "Run other"]
+        order = ["Have m in", "Have n in", "key for tiny", "key for other", "Run tiny", "Run other"]
         assert sorted(order, key=names.index) == order
 
     def test_a_node_that_has_engine_and_model(self, plan):
@@ -175,7 +185,8 @@ def test_no_host_with_right_settings_is_left(tmp_path):
 
 
 def test_a_host_that_is_refused_fails_at_once_and_the_others_go_on(tmp_path):
-    run = Run(tmp_path, {"good": {"fake_responses": WITH_ENGINE}, "old": {"fake_responses": BOOKWORM}}, "-y")
+    responses = {"good": WITH_ENGINE, "old": BOOKWORM}
+    run = Run(tmp_path, {node: {**PACKAGED, "fake_responses": each} for node, each in responses.items()}, "-y")
     assert run.code == 1
     assert run.said_of("old").count(WITHOUT_PACKAGE) == 1
     assert run.results["failed_hosts"] == ["@fake/old"]
@@ -186,7 +197,7 @@ def test_a_host_that_is_refused_fails_at_once_and_the_others_go_on(tmp_path):
 
 def test_a_run_exits_well_and_shows_no_secret_however_talkative_it_is(tmp_path):
     (tmp_path / "token").write_text("hf_secret_of_the_owner\n")
-    nodes = {"good": {"fake_responses": WITH_ENGINE, "hf_token_file": str(tmp_path / "token")}}
+    nodes = {"good": {**PACKAGED, "fake_responses": WITH_ENGINE, "hf_token_file": str(tmp_path / "token")}}
     run = Run(tmp_path, nodes, "-y", "-vvv", "--diff", "--debug")
     assert run.code == 0, run.talk
     assert run.results["totals"]["success"] > 0

@@ -95,9 +95,57 @@ WRONG_VALUES = {
         "services[0].placement: 'cpu_moe' is not one of 'auto', 'cpu-moe', 'tensor-split' or 'manual'; "
         "did you mean 'cpu-moe'?",
     ),
+    "a branch": (
+        {"engine": {"commit": "main"}},
+        "engine.commit: 'main': write all 40 digits of a commit; a branch or tag moves",
+    ),
+    "a short commit": (
+        {"engine": {"commit": "8337e4cd"}},
+        "engine.commit: '8337e4cd': write all 40 digits of a commit; a branch or tag moves",
+    ),
+    "a repository that is none": (
+        {"engine": {"url": "ik_llama.cpp"}},
+        "engine.url: 'ik_llama.cpp': write https://HOST/PATH, ssh://USER@HOST/PATH or an absolute path on the node",
+    ),
+    "a compute capability with a dot": (
+        {"engine": {"cuda_architectures": ["12.0"]}},
+        "engine.cuda_architectures[0]: '12.0': write a compute capability without the dot, e.g. 120",
+    ),
+    "an option that a shell would read": (
+        {"engine": {"cmake_options": ["A=$(reboot)"]}},
+        "engine.cmake_options[0]: 'A=$(reboot)': write NAME=VALUE",
+    ),
+    "an image that moves": (
+        {"engine": {"image": {"base": "docker.io/nvidia/cuda:12.9.1-devel-ubuntu24.04"}}},
+        "engine.image.base: 'docker.io/nvidia/cuda:12.9.1-devel-ubuntu24.04': pin it by digest, NAME@sha256:...; "
+        "`skopeo inspect` shows the digest of a tag",
+    ),
     "an engine": (
         {"engine": {"source": "pakage"}},
-        "engine.source: 'pakage' is not one of 'package'; did you mean 'package'?",
+        "engine.source: 'pakage' is not one of 'git' or 'package'; did you mean 'package'?",
+    ),
+    "an image that is not pinned": (
+        {"engine": {"image": {"base": "docker.io/nvidia/cuda:12.9.1-devel-ubuntu24.04"}}},
+        "engine.image.base: 'docker.io/nvidia/cuda:12.9.1-devel-ubuntu24.04': pin it by digest, NAME@sha256:...; "
+        "`skopeo inspect` shows the digest of a tag",
+    ),
+    "an image to run on that is not pinned": (
+        {"engine": {"image": {"runtime": "docker.io/nvidia/cuda@sha256:12"}}},
+        "engine.image.runtime: 'docker.io/nvidia/cuda@sha256:12': pin it by digest, NAME@sha256:...; "
+        "`skopeo inspect` shows the digest of a tag",
+    ),
+    "a repository with a tag": (
+        {"engine": {"image": {"push": "home.arpa/ik:1"}}},
+        "engine.image.push: 'home.arpa/ik:1': write HOST/NAME in lower-case letters, without a tag: "
+        "the release is the tag",
+    ),
+    "a repository without a host": (
+        {"engine": {"image": {"push": "ik"}}},
+        "engine.image.push: 'ik': write HOST/NAME in lower-case letters, without a tag: the release is the tag",
+    ),
+    "an image of a package": (
+        {"engine": {"source": "package", "image": {}}},
+        "engine: image belongs to source 'git', and source is 'package'; leave one of them out",
     ),
     "a name": (node(name="Tiny"), "services[0].name: 'Tiny': use lower-case letters, digits and dashes, at most 40"),
     "a model's name": (
@@ -258,7 +306,7 @@ class TestRefusals:
 class TestDefaults:
     def test_a_node_without_settings_serves_nothing(self) -> None:
         empty = read({})
-        assert (empty.services, empty.models_dir, empty.engine.source) == ([], "/srv/models", "package")
+        assert (empty.services, empty.models_dir, empty.engine.source) == ([], "/srv/models", "git")
 
     def test_a_service_listens_on_loopback_with_a_key_made_on_the_node(self) -> None:
         tiny = parsed()
@@ -374,3 +422,19 @@ class TestService:
     )
     def test_only_loopback_is_loopback(self, host: str, loopback: bool) -> None:
         assert parsed(host=host).is_on_loopback is loopback
+
+
+@pytest.mark.parametrize("base", [f"docker.io/nvidia/cuda@sha256:{DIGEST}", "localhost/cuda:12.9", None])
+def test_an_image_is_built_in_what_is_pinned_or_local(base: str | None) -> None:
+    image = read({"engine": {"image": {"base": base, "runtime": base}}}).engine.image
+    assert image is not None
+    assert (image.base, image.runtime) == (base, base)
+
+
+@pytest.mark.parametrize(
+    "push", ["compute.home.arpa/ik_llama-cuda", "127.0.0.1:5000/home/ik", "localhost:5000/a/b-c"]
+)
+def test_an_image_is_pushed_to_a_repository(push: str) -> None:
+    image = read({"engine": {"image": {"push": push}}}).engine.image
+    assert image is not None
+    assert image.push == push

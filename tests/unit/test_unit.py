@@ -22,7 +22,7 @@ from moehost import settings
 from moehost.hardware import Node
 from moehost.plan import make
 from moehost.unit import exec_line
-from roles.llama_server.operations import unit_text
+from roles.llama_server.wanted import unit_text
 from roles.operations import render
 from tests.unit.full_size import as_set, qwen35_397b
 from tests.unit.machines import epyc_9175f
