@@ -193,7 +193,7 @@ class Images(Texts, FactBase[dict[str, str]]):
     commands = {
         "next": f"test -e {ENGINE}/next/build.json && basename $(readlink {ENGINE}/next)",
         "build": f"cat {ENGINE}/next/build.json",
-        "releases": f"ls -d {RELEASES}/*/build.json | cut -d/ -f6",
+        "releases": f"ls -d {RELEASES}/*/build.json | sed 's,/build.json$,,; s,.*/,,'",
         "images": "podman images --format json --filter 'reference=localhost/moehost/*'",
         # `<release> <address> <image> <digest>` of what was pushed.
         "pushed": f"cat {IMAGES}/pushed/*",

@@ -21,10 +21,6 @@ from roles.operations import files, packages, refuse, render
 CUDA = "/usr/local/cuda"
 # Who an image's server is; the same number on every node, and nobody's elsewhere.
 USER = 10001
-INSTALL = (
-    "apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq --option Dpkg::Use-Pty=0 "
-    "--no-install-recommends install"
-)
 # Podman needs root, but no key; the stages that run the engine's own code are somebody else's (Containerfile.j2).
 UNIT = ["Environment=HOME=/root", "InaccessiblePaths=-/etc/moehost", "PrivateTmp=yes", "MemorySwapMax=0"]
 
@@ -41,13 +37,14 @@ def image(engine: Engine) -> Iterator[Any]:
         # Planning a run that will build it.
         yield StringCommand("grep --quiet", engine.commit, f"{ENGINE}/next/build.json")
         return
+    if there.build["cuda"] and not wish.base:
+        yield refuse(
+            "engine.image.base: the release is built for CUDA, which a root file system made on the node lacks; "
+            "name NVIDIA's CUDA image with a compiler, by digest"
+        )
+        return
     try:
         base = Base(wish.base) if wish.base else images.own_base(there.system, there.archives)
-        if there.build["cuda"] and not wish.base:
-            raise ImageError(
-                "engine.image.base: the release is built for CUDA, which a root file system made on the node lacks; "
-                "name NVIDIA's CUDA image with a compiler, by digest"
-            )
     except ImageError as reason:
         yield refuse(str(reason))
         return
@@ -76,7 +73,8 @@ def _texts(there: There, base: Base, runtime: str) -> dict[str, str]:
         "build": {**build, "release": release},
         "base": base.reference,
         "runtime": runtime,
-        "install": INSTALL,
+        # What is pinned stays as it is; what was made here once gets what has become of its packages.
+        "upgrade": "apt-get -qq --option Dpkg::Use-Pty=0 upgrade && " if runtime.startswith(images.BASES) else "",
         "packages": [*PACKAGES, "python3"],
         "builder": there.builder,
         "user": USER,

@@ -177,7 +177,9 @@ def _run(command: list[str], problem: str, environment: Mapping[str, str] | None
     """Run a command and pass on what it says; raises NotMade with its reason if it names one."""
     reason = ""
     env = {**os.environ, **(environment or {})}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env) as process:
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", env=env
+    ) as process:
         for line in process.stdout or ():
             # "[2/3] STEP" looks like a step of Ninja to those who watch the log.
             print(re.sub(r"^\[\d+/\d+\] (?=STEP|COMMIT)", "", line), end="", flush=True)

@@ -14,13 +14,14 @@ from pyinfra.api import StringCommand
 
 from roles.base.facts import Directories
 from roles.facts import DpkgAudit, FileStates, MissingPackages, OsRelease, SourceState
-from roles.ik_llama.facts import Mirrors, PackageCandidates, PackagedEngine, Releases
+from roles.ik_llama.facts import Build, Images, Mirrors, PackageCandidates, PackagedEngine, Releases
 from roles.llama_server.facts import ArgumentsProbe, EngineContract, Inputs, InstalledServices, ServiceState
 from roles.models.facts import Fetch, StoredModel
 
 # Folders of the node that the facts name, which lie below the test's folder.
 PREFIXES = [
     "/opt/moehost",
+    "/var/lib/moehost",
     "/etc/systemd/system",
     "/usr/bin/llama-server",
     "/etc/os-release",
@@ -216,6 +217,66 @@ def test_a_release_without_its_last_file_is_none(node):
     (node.folder / "opt/moehost/engine/next").symlink_to("releases/half")
     there = {"current": "whole", "next": "", "previous": "", "releases": ["whole"], "leftovers": [".new"]}
     assert node.ask(Releases) == there
+
+
+@pytest.fixture
+def image_node(node):
+    """A node that says nothing of itself, and has no systemd and no Podman."""
+    for name in ("systemctl", "apt-get", "id", "systemd-detect-virt", "podman"):
+        node.program(name, "exit 1")
+    return node
+
+
+def test_a_fresh_node_has_no_image(image_node):
+    assert image_node.ask(Images) == {**Images().default(), "builder": ":\n"}
+
+
+def test_images_of_a_node_that_has_built(image_node):
+    for release in ("old-1", "new-1"):
+        image_node.write(f"/opt/moehost/engine/releases/{release}/build.json", '{"commit": "abc"}\n')
+    image_node.write("/opt/moehost/engine/releases/half-1/bin/llama-server")
+    (image_node.folder / "opt/moehost/engine/next").symlink_to("releases/new-1")
+    image_node.write("/var/lib/moehost-image/pushed/new-1", "new-1 home.arpa/ik:new-1 id sha256:f00\n")
+    image_node.write("/var/lib/moehost-image/pushed/.digest", "sha256:f00")
+    image_node.write("/var/lib/moehost-image/old-1/build.log")
+    image_node.program(
+        "apt-get",
+        """echo "Packages main trixie http://mirror.home.arpa/debian/ Debian"
+        echo "Translations main trixie http://wrong.home.arpa/debian/ Debian"
+        echo "Packages contrib trixie http://wrong.home.arpa/debian/ Debian" """,
+    )
+    texts = image_node.ask(Images)
+    assert (texts["next"], texts["build"]) == ("new-1\n", '{"commit": "abc"}\n')
+    assert sorted(texts["releases"].split()) == ["new-1", "old-1"]
+    assert texts["pushed"] == "new-1 home.arpa/ik:new-1 id sha256:f00\n"
+    assert texts["leftovers"] == "old-1\n"
+    assert texts["archives"] == "trixie http://mirror.home.arpa/debian/ Debian\n"
+
+
+def test_the_folder_of_a_build_that_is_at_work_is_no_leftover(image_node):
+    image_node.write("/var/lib/moehost-image/new-1/build.log")
+    image_node.program("systemctl", '[ "$*" = "--quiet is-active moehost-image.service" ]')
+    assert image_node.ask(Images)["leftovers"] == ""
+
+
+LOG = """\
+== gets packages
+[9/9] of something else
+== build with 2 jobs
+[1/25] Building CXX object a.o
+[2/25] Building CXX object b.o
+"""
+
+
+@pytest.mark.parametrize(
+    ("log", "phase", "steps"),
+    [(LOG, "build with 2 jobs", "2/25"), (f"{LOG}== puts the image together\n", "puts the image together", "")],
+)
+def test_the_steps_of_a_build_are_those_of_its_phase(node, log, phase, steps):
+    node.program("systemctl", "echo active")
+    node.write("/var/lib/moehost-build/builds/new-1/build.log", log)
+    build = node.ask(Build, folder="/var/lib/moehost-build/builds/new-1", unit="moehost-build.service")
+    assert (build["phase"], build["steps"], build["done"]) == (phase, steps, "")
 
 
 def test_no_engine_has_no_contract(node):

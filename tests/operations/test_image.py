@@ -310,6 +310,12 @@ def test_the_image_is_nobody_s_and_says_nothing_for_the_server(container_file):
     assert "ENV" not in lines
 
 
+def test_a_base_made_here_gets_what_has_become_of_its_packages_and_a_pinned_one_does_not(container_file):
+    assert " upgrade && " in stages(container_file())["runtime"][1]
+    assert "upgrade" not in container_file(base=CUDA)
+    assert "upgrade" not in container_file(runtime=RUNTIME)
+
+
 def test_paths_are_those_of_the_node(container_file):
     text = container_file()
     assert "source /var/lib/moehost-build/source\n" in text
