@@ -377,9 +377,9 @@ def test_two_runs_at_once_share_one_download(bench: Bench, host: FileHost) -> No
 
 
 def test_interrupt(bench: Bench, host: FileHost) -> None:
-    host.rate_bytes_s = 1e6
+    host.rate_bytes_s = 4e6
     with bench.start(f"{host.url}/m/{FIRST}", sha256=SHA256) as run:
-        wait_until(lambda: host.sent_bytes > 300_000)
+        wait_until(lambda: host.sent_bytes > 1_000_000)
         os.killpg(run.pid, signal.SIGINT)
         assert run.wait() == 130
         assert run.stderr is not None
