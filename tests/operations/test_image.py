@@ -2,93 +2,22 @@
 
 import json
 import re
-from importlib import import_module
 
 import pytest
-from pyinfra.facts.deb import DebPackages
 
-from moehost import settings
 from moehost.images import REPOSITORY
-from roles.facts import FileStates, MissingPackages
-from roles.ik_llama.facts import Build, Checkout, Images, Toolchain
-from roles.ik_llama.image import image
-from tests.operations.plain import in_turn, play
-
-COMMIT = "8337e4cd3861406fc04e0854b1409cd1b027fbc9"
-RELEASE = "8337e4cd3861-b1f28538"
-FOLDER = f"/var/lib/moehost-image/{RELEASE}"
-CUDA = f"docker.io/nvidia/cuda@sha256:{'1' * 64}"
-RUNTIME = f"docker.io/nvidia/cuda@sha256:{'2' * 64}"
-BUILD = {
-    "source": "git",
-    "dialect": "ik",
-    "url": "https://git.example/ik",
-    "commit": COMMIT,
-    "options": ["GGML_NATIVE=ON", "BUILD_SHARED_LIBS=OFF"],
-    "compiler": "gcc 14.2.0",
-    "isa": ["avx2", "avx512_vnni"],
-    "cuda": None,
-    "architectures": [],
-    "version": "4840 (8337e4cd3)",
-    "build_number": 4840,
-}
-ON_CUDA = BUILD | {"options": ["GGML_CUDA=ON"], "cuda": "12.9.86", "architectures": ["120"]}
-TEXTS = {
-    "next": f"{RELEASE}\n",
-    "build": json.dumps(BUILD),
-    "releases": f"{RELEASE}\n",
-    "images": "",
-    "pushed": "",
-    "leftovers": "",
-    "system": "ID=debian\nVERSION_CODENAME=trixie\nPRETTY_NAME=Debian\n",
-    "archives": "trixie http://mirror.home.arpa/debian/ Debian\n",
-    "builder": "995:994\n",
-    "container": "none\n",
-}
-TOOLCHAIN = {
-    "compiler": "gcc 14.2.0\n",
-    "missing": "",
-    "nvcc": "",
-    "cards": "",
-    "pci": "",
-    "cpu_flags": "flags : avx2\n",
-    "cores": "16\n",
-    "available_kib": "MemAvailable: 41943040 kB\n",
-}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def model():
-    """The small model takes a moment to write, and its upload has no words."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(import_module("roles.ik_llama.image"), "small_model", lambda to: [f"upload {to}"])
-        yield
-
-
-def listed(name, recipe="", image_id="id-1"):
-    """An image as Podman lists it."""
-    return {"Id": image_id, "Names": [name], "Labels": {"moehost.recipe": recipe}, "Containers": 0}
-
-
-def run(*states, build=None, missing=(), checked_out=COMMIT, **wish):
-    """The commands and noops on a node whose images are in these states, one after the other."""
-    facts = {
-        Images: in_turn(*({**TEXTS, **state} for state in states or ({},))),
-        Build: build or {},
-        MissingPackages: list(missing),
-        Checkout: {"commit": checked_out},
-        Toolchain: TOOLCHAIN,
-        FileStates: {},
-        DebPackages: {},
-    }
-    engine = settings.read({"engine": {"url": "https://git.example/ik", "commit": COMMIT, "image": wish}}).engine
-    return play(image, facts, engine=engine)
-
-
-def texts(commands):
-    """The files that a run writes, by name."""
-    written = (each for each in commands if isinstance(each, dict) and "_stdin" in each)
-    return {each["command"].rpartition("/")[2]: each["_stdin"] for each in written}
+from tests.operations.image_node import (
+    BUILD,
+    COMMIT,
+    CUDA,
+    FOLDER,
+    ON_CUDA,
+    RELEASE,
+    RUNTIME,
+    listed,
+    run,
+    texts,
+)
 
 
 def names(commands):
@@ -159,15 +88,7 @@ def test_what_it_needs_is_installed_and_checked_out_first():
 
 def test_a_base_that_is_pulled_needs_no_mmdebstrap():
     asked = []
-    facts = {
-        Images: TEXTS,
-        Build: {},
-        MissingPackages: lambda packages: asked.extend(packages) or [],
-        Checkout: {"commit": COMMIT},
-        Toolchain: TOOLCHAIN,
-        FileStates: {},
-    }
-    play(image, facts, engine=settings.read({"engine": {"commit": COMMIT, "image": {"base": CUDA}}}).engine)
+    run(missing=lambda packages: asked.extend(packages) or [], base=CUDA)
     assert asked == ["podman"]
 
 
@@ -268,69 +189,3 @@ def test_what_belongs_to_no_release_goes(made):
 def test_the_folder_of_a_build_goes_after_it(made):
     commands, _ = run({}, {**made, "leftovers": f"{RELEASE}\n"})
     assert commands[-1] == f"rm -rf {FOLDER}"
-
-
-@pytest.fixture(scope="module")
-def container_file():
-    """A function: the Containerfile for a wish."""
-    return lambda build=BUILD, **wish: texts(run({"build": json.dumps(build)}, **wish)[0])["Containerfile"]
-
-
-def stages(text):
-    """The lines of each stage."""
-    found = re.split(r"^FROM (\S+) AS (\w+)\n", text, flags=re.MULTILINE)[1:]
-    return {stage: (origin, lines) for origin, stage, lines in zip(found[::3], found[1::3], found[2::3], strict=True)}
-
-
-def test_stages_and_what_they_are_made_from(container_file):
-    found = stages(container_file(base=CUDA, runtime=RUNTIME))
-    origins = {stage: origin for stage, (origin, _) in found.items()}
-    assert origins == {"tools": CUDA, "build": "tools", "runtime": RUNTIME, "final": "runtime"}
-    found = stages(container_file(base=CUDA))
-    assert found["runtime"][0] == CUDA
-
-
-def test_every_stage_has_the_label_that_it_is_cleaned_up_by(container_file):
-    for stage, (_, lines) in stages(container_file()).items():
-        assert lines.startswith(f"LABEL moehost.stage={stage}\n")
-
-
-def test_what_it_builds_runs_as_nobody_of_importance(container_file):
-    _, lines = stages(container_file())["build"]
-    assert lines.index("USER 995:994") < lines.index("RUN ")
-    assert "USER root" not in lines
-
-
-def test_the_image_is_nobody_s_and_says_nothing_for_the_server(container_file):
-    text = container_file(ON_CUDA, base=CUDA)
-    assert "HEALTHCHECK" not in text and "LLAMA_ARG" not in text
-    _, lines = stages(text)["final"]
-    assert re.search(r"^USER 10001:10001$", lines, re.MULTILINE)
-    assert lines.endswith('\nENTRYPOINT ["/usr/local/bin/llama-server"]\n')
-    assert "ENV" not in lines
-
-
-def test_a_base_made_here_gets_what_has_become_of_its_packages_and_a_pinned_one_does_not(container_file):
-    assert " upgrade && " in stages(container_file())["runtime"][1]
-    assert "upgrade" not in container_file(base=CUDA)
-    assert "upgrade" not in container_file(runtime=RUNTIME)
-
-
-def test_paths_are_those_of_the_node(container_file):
-    text = container_file()
-    assert "source /var/lib/moehost-build/source\n" in text
-    assert f" /var/lib/moehost-build/builds/{RELEASE} " in text
-
-
-def test_cuda_is_where_the_images_of_its_maker_have_it(container_file):
-    text = container_file(ON_CUDA, base=CUDA)
-    assert "    CUDACXX=/usr/local/cuda/bin/nvcc CUDAToolkit_ROOT=/usr/local/cuda\n" in text
-    assert "CUDA" not in container_file()
-
-
-def test_the_script_is_that_of_the_native_build():
-    script = texts(run()[0])["build.sh"]
-    assert "'-DGGML_NATIVE=ON'" in script
-    assert "Using CUDA architectures" not in script
-    on_cuda = texts(run({"build": json.dumps(ON_CUDA)}, base=CUDA)[0])["build.sh"]
-    assert "Using CUDA architectures: 120" in on_cuda
