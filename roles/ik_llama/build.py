@@ -18,13 +18,14 @@ from moehost.settings import Engine
 from moehost.toolchain import Cuda, ToolchainError
 from roles.facts import FileStates
 from roles.ik_llama.cuda import cuda_toolkit
-from roles.ik_llama.facts import BUILDER, PACKAGES, RELEASES, WORKSHOP, Build, Checkout, Releases, Toolchain
+from roles.ik_llama.facts import BUILDER, ENGINE, PACKAGES, RELEASES, WORKSHOP, Build, Checkout, Releases, Toolchain
 from roles.ik_llama.operations import chosen, suite_in_use
 from roles.operations import packages, refuse, render
 
 SOURCE = f"{WORKSHOP}/source"
 UNIT = "moehost-build.service"
-MODEL = f"{WORKSHOP}/tiny.gguf"
+SCRIPT = "/run/moehost-build.sh"
+MODEL = f"{ENGINE}/proof.gguf"
 # A card on which the small model surely has room beside what serves just now.
 ROOM_MIB = 2048
 
@@ -149,11 +150,11 @@ def _built(made: Recipe, folder: str, chain: toolchain.Toolchain, cuda: Cuda | N
     if build.get("done"):
         return
     if not (build.get("state") == "active" and build.get("release") == made.release):
-        script = QuoteString(f"{folder}/build.sh")
+        # An empty folder, and the script where the builder can't write: a build before this one may have left links.
         yield StringCommand(
             f"systemctl stop {UNIT} 2>/dev/null; systemctl reset-failed {UNIT} 2>/dev/null;",
-            f"install -d -o {BUILDER} -g {BUILDER} {WORKSHOP}/builds", QuoteString(folder),
-            "&& rm -f", QuoteString(f"{folder}/build.log"), "&& cat >", script,
+            f"runuser -u {BUILDER} -- sh -c 'rm -rf \"$0\" && mkdir -p \"$0\"'", QuoteString(folder),
+            f"&& cat >{SCRIPT}",
             _stdin=render("ik_llama/build.j2", recipe=made, targets=recipe.TARGETS),
         )  # fmt: skip
         properties = [
@@ -169,7 +170,7 @@ def _built(made: Recipe, folder: str, chain: toolchain.Toolchain, cuda: Cuda | N
             properties.append(f"Environment=CUDACXX={cuda.path}/bin/nvcc CUDAToolkit_ROOT={cuda.path}")
         yield StringCommand(
             f"systemd-run --quiet --no-block --unit={UNIT} --description={made.release}",
-            *unit_options(*properties), "sh", script, SOURCE, QuoteString(folder), str(chain.jobs),
+            *unit_options(*properties), "sh", SCRIPT, SOURCE, QuoteString(folder), str(chain.jobs),
         )  # fmt: skip
     yield FunctionCommand(watch, (made.release, folder, UNIT), {})
 
@@ -208,12 +209,13 @@ def _describe(build: dict[str, str]) -> str:
 
 def _installed(made: Recipe, folder: str) -> Iterator[StringCommand]:
     """Put the programs where they will stay, under a name that is no release's."""
-    new = QuoteString(f"{RELEASES}/.{made.release}")
-    programs = [QuoteString(f"{folder}/bin/{target}") for target in recipe.TARGETS]
-    yield StringCommand("rm -rf", new, "&& mkdir -p", new)
-    yield StringCommand("install -D -m 755 -t", QuoteString(f"{RELEASES}/.{made.release}/bin"), *programs)
-    logs = [QuoteString(f"{folder}/{log}") for log in ("configure.log", "build.log")]
-    yield StringCommand("install -m 644 -t", new, *logs)
+    new, parts = f"{RELEASES}/.{made.release}", [f"bin/{target}" for target in recipe.TARGETS]
+    yield StringCommand(f"rm -rf {new} && mkdir -p {new}/bin")
+    # Read with the builder's rights: what it calls a program may be a link to what only root may read.
+    yield StringCommand(
+        f"for each in {' '.join([*parts, 'configure.log', 'build.log'])}; do",
+        f"runuser -u {BUILDER} -- cat {folder}/$each >{new}/$each || exit 1; done; chmod 755 {new}/bin/*",
+    )
 
 
 def small_model(to: str) -> Iterator[Any]:
@@ -251,7 +253,7 @@ def _proven(state: Any, host: Any, made: Recipe, job: prove.Job, identity: dict[
     for proof, finding in answer["proofs"].items():
         host.log(f"{proof}: {finding}", logger.info)
     _, sums = host.run_shell_command(
-        StringCommand("cd", QuoteString(f"{new}/bin"), "&& sha256sum *; cat", QuoteString(f"{folder}/done"))
+        StringCommand(f"cd {new}/bin && sha256sum *; runuser -u {BUILDER} -- cat {folder}/done")
     )
     *lines, seconds = sums.stdout_lines
     build = {

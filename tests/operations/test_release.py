@@ -72,10 +72,10 @@ def test_a_fresh_node_gets_tools_and_source_and_builds():
         "apt-get update",
         "ninja-build",
         "moehost-checkout",
-        "build.sh",
+        "/run/moehost-build.sh",
         "--unit=moehost-build.service",
         "watch",
-        "install -D",
+        "runuser -u moehost-build -- cat",
         "_proven",
         "/opt/moehost/engine/next",
     ]
