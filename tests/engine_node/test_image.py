@@ -171,7 +171,7 @@ def test_the_labels_are_its_build_json(images, made, build):
         assert labels[f"moehost.{key}"] == build[key]
     for key in ("build_number", "options", "cuda", "architectures"):
         assert json.loads(labels[f"moehost.{key}"]) == build[key]
-    standard = {"revision": build["commit"], "source": URL, "version": build["version"]}
+    standard = {"revision": build["commit"], "source": build["url"], "version": build["version"]}
     assert {key: labels[f"org.opencontainers.image.{key}"] for key in standard} == standard
 
 
