@@ -87,8 +87,8 @@ def test_twenty_kills(node, engine, watch, figures):
             node.run("cd /opt/moehost/engine && rm -rf releases/$(basename $(readlink previous)) previous")
         settings = engine.settings(wanted)
         seen = watch()
-        # A build from the cache takes some five seconds with its proof, a switch some ten.
-        operation, moment_s = chance.choice([(BUILD, chance.uniform(0, 5)), (SWITCH, chance.uniform(0, 10))])
+        # A build from the cache takes some five seconds with its proof, a switch some nine.
+        operation, moment_s = chance.choice([(BUILD, chance.uniform(0, 5)), (SWITCH, chance.uniform(0, 8))])
         if number % 4 >= 2:
             operation = SWITCH
         deploy = Deploy(node, settings)
