@@ -181,7 +181,7 @@ def watch(state: Any, host: Any, title: str, folder: str, unit: str) -> bool:
     while True:
         build = host.get_fact(Build, folder=folder, unit=unit)
         line = f"{title}: {_describe(build)}"
-        if line != said and time.monotonic() - last > 15:
+        if line != said and time.monotonic() - last > 5:
             host.log(line, logger.info)
             said, last = line, time.monotonic()
         if build.get("done"):
