@@ -134,14 +134,11 @@ def release(engine: Engine) -> Iterator[Any]:
         model=MODEL,
         gpu_layers=layers,
     )
-    yield FunctionCommand(_proven, (made, job, {"url": engine.url, **_identity(cuda)}), {})
+    identity = {"source": "git", "url": engine.url, "dialect": "ik", "cuda_path": cuda.path if cuda else None}
+    yield FunctionCommand(_proven, (made, job, identity), {})
     yield from chosen(made.release, host.get_fact(Releases))
     # ccache keeps what another build of this commit would need.
     yield StringCommand("rm -rf", f"{WORKSHOP}/builds")
-
-
-def _identity(cuda: Cuda | None) -> dict[str, Any]:
-    return {"source": "git", "dialect": "ik", "cuda_path": cuda.path if cuda else None}
 
 
 def _built(made: Recipe, folder: str, chain: toolchain.Toolchain, cuda: Cuda | None) -> Iterator[Any]:
@@ -258,7 +255,7 @@ def _proven(state: Any, host: Any, made: Recipe, job: prove.Job, identity: dict[
     *lines, seconds = sums.stdout_lines
     build = {
         **identity,
-        **made.to_json(),
+        **asdict(made),
         "version": answer["proofs"]["version"],
         "build_number": job.build_number,
         "duration_s": int(seconds),

@@ -4,11 +4,10 @@ from typing import Any
 
 from pyinfra.api import FactBase, QuoteString, StringCommand
 
-from roles.facts import Texts, from_json
+from roles.facts import MissingPackages, Texts, from_json
 
 ENGINE = "/opt/moehost/engine"
 RELEASES = f"{ENGINE}/releases"
-CURRENT = f"{ENGINE}/current"
 # Where engines are built, and by whom.
 WORKSHOP = "/var/lib/moehost-build"
 BUILDER = "moehost-build"
@@ -130,8 +129,7 @@ class Toolchain(Texts, FactBase[dict[str, str]]):
 
     commands = {
         "compiler": 'version=$(c++ -dumpfullversion) && echo "gcc $version" || echo "clang $(c++ -dumpversion)"',
-        "missing": "for each in " + " ".join(PACKAGES) + "; do dpkg-query -W -f '${db:Status-Status}' $each "
-        "2>&1 | grep -qx installed || echo $each; done",
+        "missing": str(MissingPackages().command(packages=PACKAGES)),
         "nvcc": "for each in $(readlink -f /usr/local/cuda*/bin/nvcc $(command -v nvcc) | sort -u); do "
         'test -x $each && echo "${each%/bin/nvcc} $($each --version | tail -n 2 | tr "\\n" " ")"; done',
         "cards": "nvidia-smi --query-gpu=compute_cap,memory.free --format=csv,noheader,nounits",

@@ -12,6 +12,7 @@ from moehost import dry_run
 from moehost.plan import Plan
 from moehost.rehearsal import Job, Result
 from moehost.settings import Service
+from roles.facts import from_json
 from roles.llama_server.facts import Rehearsal, VramUsed
 from roles.models.operations import LIBRARY
 
@@ -34,11 +35,7 @@ def tried(
     """
     if dialect != "ik" or not plan.node.gpus:
         return None
-    kept = "\n".join(host.get_fact(FileContents, path=f"{folder}/rehearsal.json") or [])
-    try:
-        record = json.loads(kept) if kept else {}
-    except ValueError:
-        record = {}
+    record = from_json("\n".join(host.get_fact(FileContents, path=f"{folder}/rehearsal.json") or [])) or {}
     if record.get("key") == key:
         return dict(record)
     if state.get("MainPID") not in (None, "0"):

@@ -161,7 +161,7 @@ class InstalledServices(FactBase[list[str]]):
 
 
 class Switch(FactBase[dict[str, Any]]):
-    """How a switch of engines is getting on: `active`, the lines it said (`lines`), `ended`, `failure`, `speeds`.
+    """How a switch of engines is getting on: `active`, the lines it said (`lines`), `ended`, `failure`.
 
     + folder: where its job is
     + unit: name of its unit

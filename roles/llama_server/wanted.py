@@ -39,7 +39,6 @@ class Wanted:
     """A service on one release of the engine.
 
     + generation: what its process is recognised by: a hash of all that it reads only at its start
-    + state: the unit as it is now
     + plan_json: the plan as it is kept
     + tried: the record of the engine's own check of the plan, if there is one
     """
@@ -48,14 +47,8 @@ class Wanted:
     plan: Plan
     model_path: str
     generation: str
-    state: dict[str, Any]
     plan_json: dict[str, Any]
     tried: dict[str, Any] | None
-
-    @property
-    def is_running(self) -> bool:
-        """Whether its process is the one that should be."""
-        return self.state.get("generation") == self.generation and self.state.get("ActiveState") == "active"
 
     @property
     def plan_path(self) -> str:
@@ -154,7 +147,7 @@ def wanted(node: Node, service: Service, index: int, constants: Constants, relea
         arguments = engine.probe_arguments(plan.arguments)
         if refusal := engine.refusal(host.get_fact(ArgumentsProbe, engine=link, arguments=arguments)):
             raise Refused(f"{where}: {name} refuses these arguments: {refusal}")
-    return Wanted(service, plan, model_path, generation, state, plan.to_json(name), tried)
+    return Wanted(service, plan, model_path, generation, plan.to_json(name), tried)
 
 
 def tell(name: str, lines: list[str]) -> None:

@@ -10,7 +10,6 @@ import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from moehost.settings import Engine
 from moehost.toolchain import AVX512, Cuda, Toolchain
@@ -44,10 +43,6 @@ class Recipe:
         rest = {key: value for key, value in asdict(self).items() if key != "commit"}
         digest = hashlib.sha256(json.dumps([rest, TARGETS], sort_keys=True).encode()).hexdigest()
         return f"{self.commit[:12]}-{digest[:8]}"
-
-    def to_json(self) -> dict[str, Any]:
-        """The part of `build.json` that says how it was built."""
-        return asdict(self)
 
 
 def make(engine: Engine, chain: Toolchain, cuda: Cuda | None, architectures: tuple[str, ...]) -> Recipe:

@@ -86,7 +86,6 @@ class Switch:
     say: Callable[[str], None]
     # By unit: whether it served before, and its speed then, tok/s.
     before: dict[str, tuple[bool, float | None]] = field(default_factory=dict)
-    speeds: dict[str, dict[str, float]] = field(default_factory=dict)
 
     def run(self) -> str | None:
         """Switch. Returns why the old release serves again, or None if the new one does."""
@@ -112,7 +111,6 @@ class Switch:
             if not self._starts(service):
                 raise NotGood(f"{service.unit} does not start with {self.job.new}: {_last_words(service.unit)}")
         new_tok_s, old_tok_s = self._canary(service), self.before[service.unit][1]
-        self.speeds[service.unit] = {"new_tok_s": new_tok_s} | ({"old_tok_s": old_tok_s} if old_tok_s else {})
         if old_tok_s:
             self.say(f"{service.unit}: {new_tok_s:.1f} tok/s, {old_tok_s:.1f} before")
         if old_tok_s and new_tok_s < self.job.canary_share * old_tok_s:
@@ -305,9 +303,8 @@ def main(path: str) -> int:
             lines.append(line)
             note()
 
-    switch = Switch(job, say)
-    failure = switch.run()
-    note(ended=True, failure=failure, speeds=switch.speeds)
+    failure = Switch(job, say).run()
+    note(ended=True, failure=failure)
     return 0 if failure is None else 1
 
 
