@@ -3,7 +3,6 @@
 The packages are stand-ins; apt, its keys and its preferences are real.
 """
 
-import json
 import os
 import subprocess
 from pathlib import Path
@@ -11,7 +10,9 @@ from pathlib import Path
 import apt_repository
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.fixtures import node as fixture
+from tests.fixtures.node import ROOT, changes
+
 FOLDER, URL = "/srv/nvidia", "http://127.0.0.1:8731"
 PLACE = f"{FOLDER}/{apt_repository.PLACE}"
 SOURCE = "/etc/apt/sources.list.d/moehost-cuda.sources"
@@ -26,17 +27,10 @@ cuda_toolkit(name="Have a CUDA toolkit", **host.data.toolkit)
 """
 
 
-class Node:
+class Node(fixture.Node):
     """The node under test, and deploys of the toolkit alone."""
 
-    def __init__(self, name: str, folder: Path) -> None:
-        self.name, self.folder, self.fingerprint = name, folder, ""
-
-    def run(self, command: str) -> str:
-        """What a shell command prints on the node; it must succeed."""
-        done = subprocess.run(["podman", "exec", self.name, "sh", "-c", command], capture_output=True, text=True)
-        assert done.returncode == 0, f"{command}: {done.stderr or done.stdout}"
-        return done.stdout.strip()
+    fingerprint = ""
 
     def deploy(self, **toolkit: str) -> subprocess.CompletedProcess[str]:
         """A deploy of the toolkit, with these arguments instead of the repository's."""
@@ -96,12 +90,6 @@ def fresh(node):
     """The node without a trace of the repository."""
     node.clear()
     return node
-
-
-def changes(deploy: subprocess.CompletedProcess[str]) -> list[str]:
-    """Names of the operations that changed something."""
-    assert deploy.returncode == 0, deploy.stderr
-    return [each["name"] for each in json.loads(deploy.stdout)["results"]["operations"] if each["success"]]
 
 
 def refusal(deploy: subprocess.CompletedProcess[str], word: str) -> str:
