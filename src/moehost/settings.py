@@ -57,6 +57,9 @@ Repository = Annotated[
         "write HOST/NAME in lower-case letters, without a tag: the release is the tag",
     ),
 ]
+Branch = Annotated[str, _matching(r"[0-9]{3}", "write the number of a branch, e.g. 580")]
+DebVersion = Annotated[str, _matching(r"[0-9][A-Za-z0-9.+~-]*", "write a whole version as apt has it, e.g. 1.20.0-1")]
+Watts = Annotated[int, Field(ge=50, le=2000)]
 Port = Annotated[int, Field(ge=1, le=65535)]
 KvType = Literal["f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"]
 # What the rest of the house must know of, and what would show a secret: not for `server_args`.
@@ -71,6 +74,7 @@ OWN_SETTING = {
 SLOT_TOKENS = 256
 # The engine that everything here was tried with. A newer commit is a decision: its flags, its memory and its speed
 # are checked again (CONTRIBUTING.md, "A newer engine").
+TOOLKIT_REPOSITORY = "https://nvidia.github.io/libnvidia-container/stable/deb"
 CUDA_REPOSITORY = "https://developer.download.nvidia.com/compute/cuda/repos"
 IK_URL = "https://github.com/ikawrakow/ik_llama.cpp.git"
 IK_COMMIT = "8337e4cd3861406fc04e0854b1409cd1b027fbc9"
@@ -217,7 +221,13 @@ class Service(Settings):
 
     name: Name = Field(description="name of the unit and of the model in the API")
     model: Model
-    runtime: Literal["native"] = Field("native", description="`native`: a systemd unit")
+    runtime: Literal["native", "container"] = Field(
+        "native",
+        description="`native`: a systemd unit; `container`: a Podman Quadlet that runs the image of `engine.image`",
+    )
+    sys_nice: bool = Field(
+        True, description="for `container`: whether it has the capability SYS_NICE; see nvidia.md for what that buys"
+    )
     placement: Literal["auto", "cpu-moe", "tensor-split", "manual"] = Field(
         "auto",
         description="where the routed experts live: `auto` (the planner fills the cards), `cpu-moe` (all on the "
@@ -316,10 +326,46 @@ class Service(Settings):
         return ipaddress.ip_address(self.host).is_loopback
 
 
+class Nvidia(Settings):
+    """The driver of NVIDIA's cards, and what brings the cards into containers."""
+
+    cards: int | None = Field(
+        None, ge=1, le=16, description="cards that must answer before a service starts; all on the bus if not given"
+    )
+    power_limit_w: list[Watts] = Field(
+        default_factory=list,
+        description="power limit, watts: one for all cards, or one for each in the bus's order",
+    )
+    driver: Literal["install", "keep"] = Field(
+        "install", description="`install`: have the driver of `branch`; `keep`: it is yours, and only checked"
+    )
+    branch: Branch = Field("580", description="branch of the driver; open kernel modules always")
+    container_toolkit: bool | None = Field(
+        None, description="whether containers can use the cards; if not given, where a service runs in one"
+    )
+    toolkit_version: DebVersion = Field("1.20.0-1", description="version of NVIDIA's container toolkit, exactly")
+    toolkit_repository: str = Field(TOOLKIT_REPOSITORY, description="where the container toolkit comes from")
+    toolkit_key: Fingerprint | None = Field(
+        None, description="fingerprint of that repository's key, if it is another one than NVIDIA's"
+    )
+    container_runtimes: list[Literal["docker", "containerd"]] = Field(
+        default_factory=list, description="runtimes beside Podman that are configured for the cards, too"
+    )
+
+
 class Node(Settings):
-    """A machine: its engine, its models, its services."""
+    """A machine: its cards, its engine, its models, its services."""
 
     services: list[Service] = Field(default_factory=list, description="the services of this node")
+    gpu: Literal["auto", "require", "off"] = Field(
+        "auto",
+        description="`auto`: NVIDIA cards are set up where there are some; `require`: a machine without a card is an "
+        "error; `off`: cards are left alone",
+    )
+    nvidia: Nvidia = Field(default_factory=lambda: Nvidia.model_validate({}))
+    allow_reboot: bool = Field(
+        False, description="whether a deploy may reboot the node where that is needed; else it says so and stops"
+    )
     engine: Engine = Field(default_factory=lambda: Engine.model_validate({}))
     models_dir: Folder = Field("/srv/models", description="the model store")
     hf_endpoint: str = Field(source.HUB_ENDPOINT, description="hub that `hf://` sources come from")
@@ -349,6 +395,21 @@ class Node(Settings):
             if models.setdefault(service.model.name, service.model) != service.model:
                 raise ValueError(f"services[{index}].model: another service has a different model of this name")
         return self
+
+    @model_validator(mode="after")
+    def _containers_have_an_image(self) -> Node:
+        for index, service in enumerate(self.services):
+            if service.runtime == "container" and not self.engine.image:
+                raise ValueError(
+                    f"services[{index}].runtime: 'container' needs the image that engine.image makes; write "
+                    "engine: {'image': {...}}, or runtime 'native'"
+                )
+        return self
+
+    @property
+    def has_containers(self) -> bool:
+        """Whether a service runs in a container."""
+        return any(service.runtime == "container" for service in self.services)
 
     @property
     def local_files(self) -> dict[str, str]:
