@@ -98,9 +98,9 @@ class Texts:
     def process(self, output: list[str]) -> dict[str, str]:
         texts, key = self.default(), ""
         for line in output:
-            if line.startswith("=== "):
+            if line.startswith("=== ") and line.removeprefix("=== ") in texts:
                 key = line.removeprefix("=== ")
-            else:
+            elif key:  # what comes before the first key is some login script's
                 texts[key] += f"{line}\n"
         return texts
 

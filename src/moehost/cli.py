@@ -1,15 +1,14 @@
-"""`moehost ...`: these modules (`cli`, `cli_engine`, `cli_plan`, `show`, `terminal`) are the only ones that print."""
+"""`moehost ...`: these modules (`cli`, `cli_*`, `show`, `terminal`) are the only ones that print."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import click
 
-from moehost import cli_engine, cli_plan, reference, sandbox, settings
-from moehost.terminal import FAILED, pyinfra_json, say, stop
+from moehost import cli_doctor, cli_engine, cli_plan, reference, sandbox, settings
+from moehost.terminal import FAILED, hosts, say, stop
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -28,6 +27,7 @@ def main() -> None:
 main.add_command(cli_plan.plan)
 main.add_command(cli_plan.calibrate)
 main.add_command(cli_engine.engine)
+main.add_command(cli_doctor.doctor)
 
 
 @main.command("check-inventory")
@@ -42,11 +42,11 @@ def check_inventory(inventory: str, as_json: bool) -> None:
         moehost check-inventory inventory/hosts.py --json | jq 'keys'
     """
     nodes, lines = {}, []
-    for host in _hosts(inventory):
+    for host, data in hosts(inventory).items():
         try:
-            nodes[host["name"]] = settings.read(host["data"])
+            nodes[host] = settings.read(data)
         except settings.SettingsError as error:
-            lines += [f"{host['name']}: {line}" for line in error.lines]
+            lines += [f"{host}: {line}" for line in error.lines]
     if lines:
         stop(*lines)
     if as_json:
@@ -65,19 +65,6 @@ def settings_reference() -> None:
         moehost settings | less
     """
     click.echo(reference.page(), nl=False)
-
-
-def _hosts(inventory: str) -> list[dict[str, Any]]:
-    """The hosts of an inventory with their data, as pyinfra itself reads them."""
-    path = Path(inventory, "hosts.py") if Path(inventory).is_dir() else Path(inventory)
-    if not path.is_file():
-        stop(f"{path}: there is no such file")
-    hosts, reason = pyinfra_json(str(path), "debug-inventory")
-    if hosts is None:
-        stop(f"{path}: pyinfra can't read it: {reason}")
-    if not hosts:
-        stop(f"{path}: names no host")
-    return list(hosts)
 
 
 @main.command("tiny-model")

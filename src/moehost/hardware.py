@@ -45,19 +45,20 @@ UNKNOWN_CARD_GB_S = 500.0
 # Host to device from pinned memory: PCIe 5.0 x16 measures 52 to 56 GB/s of 63 nominal; others in proportion.
 PCIE_LANE_GB_S = {1: 0.2, 2: 0.41, 3: 0.81, 4: 1.63, 5: 3.25, 6: 6.5}
 
-# Nominal bandwidth of a socket with all channels filled, GB/s, by what lscpu calls the processor.
-SOCKET_GB_S = (
-    (r"EPYC 9..5", 614.4),  # 12 x DDR5-6400
-    (r"EPYC 9..4", 460.8),  # 12 x DDR5-4800
-    (r"EPYC 8..4", 230.4),  # 6 x DDR5-4800
-    (r"EPYC 7..[23]", 204.8),  # 8 x DDR4-3200
-    (r"Threadripper PRO 9", 409.6),  # 8 x DDR5-6400
-    (r"Threadripper PRO 7", 332.8),  # 8 x DDR5-5200
-    (r"Threadripper PRO [35]", 204.8),  # 8 x DDR4-3200
-    (r"Xeon.* 69", 614.4),  # 12 x DDR5-6400
-    (r"Xeon.* [68]5", 358.4),  # 8 x DDR5-5600
-    (r"Ryzen 9 [79]", 89.6),  # 2 x DDR5-5600
+# Memory channels of a socket and what they run at, MT/s, by what lscpu calls the processor.
+SOCKET_CHANNELS = (
+    (r"EPYC 9..5", 12, 6400),
+    (r"EPYC 9..4", 12, 4800),
+    (r"EPYC 8..4", 6, 4800),
+    (r"EPYC 7..[23]", 8, 3200),
+    (r"Threadripper PRO 9", 8, 6400),
+    (r"Threadripper PRO 7", 8, 5200),
+    (r"Threadripper PRO [35]", 8, 3200),
+    (r"Xeon.* 69", 12, 6400),
+    (r"Xeon.* [68]5", 8, 5600),
+    (r"Ryzen 9 [79]", 2, 5600),
 )
+BYTES_PER_TRANSFER = 8
 UNKNOWN_SOCKET_GB_S = 80.0
 
 
@@ -75,6 +76,12 @@ class Cpu:
     threads: int
     numa_nodes: int
     l3_domains: int
+
+    @property
+    def socket_memory(self) -> tuple[int, int] | None:
+        """Memory channels of each socket and what they run at, MT/s; None for a processor that is not known."""
+        found = ((channels, mt_s) for pattern, channels, mt_s in SOCKET_CHANNELS if re.search(pattern, self.model))
+        return next(found, None)
 
 
 @dataclass(frozen=True)
@@ -208,10 +215,10 @@ def _pcie_gb_s(generation: str, width: str, path: str, assumed: list[str]) -> fl
 
 
 def _memory_gb_s(cpu: Cpu, assumed: list[str]) -> float:
-    for pattern, gb_s in SOCKET_GB_S:
-        if re.search(pattern, cpu.model):
-            assumed.append(f"node.memory_bandwidth_gb_s: taken as {gb_s} GB/s a socket, all channels filled")
-            return gb_s * cpu.sockets
+    if memory := cpu.socket_memory:
+        gb_s = memory[0] * memory[1] * BYTES_PER_TRANSFER / 1000
+        assumed.append(f"node.memory_bandwidth_gb_s: taken as {gb_s} GB/s a socket, all channels filled")
+        return gb_s * cpu.sockets
     key = "node.memory_bandwidth_gb_s"
     assumed.append(f"{key}: {cpu.model!r} is not known, taken as {UNKNOWN_SOCKET_GB_S} GB/s")
     return UNKNOWN_SOCKET_GB_S

@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from moehost.dry_run import Difference
+from moehost.finding import Finding
 from moehost.ledger import Row
 from moehost.plan import Plan
 
@@ -158,3 +159,23 @@ def releases(found: Mapping[str, Any]) -> None:
         )
     # Names are to be copied: no cell is cut off, whatever the width of the terminal.
     Console(highlight=False, width=200).print(table if found["releases"] else "there is no release")
+
+
+def findings(host: str, found: Sequence[Finding], everything: bool) -> None:
+    """Print what was found out about a host: the worst first, with what mends it; what is fine in one line."""
+    console = Console(highlight=False, markup=False, soft_wrap=True)
+    counts = {level: sum(each.level == level for each in found) for level in ("error", "warning")}
+    named = ", ".join(f"{count} {level}{'s' if count > 1 else ''}" for level, count in counts.items() if count)
+    console.print(Text(f"{host}: {named or 'no errors, no warnings'}", style="bold"))
+    for level, colour in (("error", "red"), ("warning", "yellow"), ("ok", "green")):
+        for each in found:
+            if each.level == level and (everything or level != "ok"):
+                console.print(Text.assemble(f"  {level:9}", style=colour), f"{each.area}: {each.says}", sep="")
+                if each.fix:
+                    console.print(f"           fix: {each.fix}")
+    fine = dict.fromkeys(each.area for each in found)
+    for each in found:
+        if each.level != "ok":
+            fine.pop(each.area, None)
+    if fine and not everything:
+        console.print(f"  {len(fine)} {'areas are' if len(fine) > 1 else 'area is'} fine: {', '.join(fine)}")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -33,10 +35,22 @@ def pyinfra(*arguments: str, show: bool = False) -> subprocess.CompletedProcess[
 
 
 def pyinfra_json(*arguments: str) -> tuple[Any, str]:
-    """What a pyinfra command prints as JSON (None if it fails), and the reason that its talk ends with."""
+    """What a pyinfra command prints as JSON (None if it prints nothing), and its talk."""
     run = pyinfra(*arguments, "--json")
-    found = json.loads(run.stdout) if run.returncode == 0 and run.stdout.strip() else None
-    return found, reason(run.stderr)
+    return json.loads(run.stdout) if run.stdout.strip() else None, run.stderr
+
+
+def hosts(inventory: str) -> dict[str, dict[str, Any]]:
+    """The hosts of an inventory with their data, as pyinfra itself reads them; ends where it can't."""
+    path = Path(inventory, "hosts.py") if Path(inventory).is_dir() else Path(inventory)
+    if not path.is_file():
+        stop(f"{path}: there is no such file")
+    found, talk = pyinfra_json(str(path), "debug-inventory")
+    if found is None:
+        stop(f"{path}: pyinfra can't read it: {reason(talk)}")
+    if not found:
+        stop(f"{path}: names no host")
+    return {each["name"]: each["data"] for each in found}
 
 
 def reason(talk: str) -> str:
@@ -50,7 +64,22 @@ def host_of(text: str) -> str:
     return text if "/" in text or text == "@local" else text.removeprefix("@")
 
 
+def ask_hosts(names: Iterable[str], inventory: str, fact: str) -> tuple[dict[str, Any], dict[str, str]]:
+    """What a fact says of hosts of an inventory, all asked at once; and why, for those that can't be asked."""
+    names = list(names)
+    limits = [word for name in names for word in ("--limit", name)]
+    answers, talk = pyinfra_json(inventory, *limits, "fact", fact)
+    found = (answers or {}).get(fact, {})
+    return found, {name: _reason_of(name, talk) for name in names if name not in found}
+
+
+def _reason_of(host: str, talk: str) -> str:
+    """The last line about a host, or the last line at all."""
+    lines = re.findall(rf"^ *\[{re.escape(host)}\] +(.*)$", talk, re.MULTILINE)
+    return lines[-1].strip() if lines else reason(talk)
+
+
 def ask_host(host: str, inventory: str, fact: str) -> tuple[Any, str]:
-    """What a fact says of a host of an inventory (None if it can't be asked), and the reason for that."""
-    answers, why = pyinfra_json(inventory, "--limit", host, "fact", fact)
-    return (answers or {}).get(fact, {}).get(host), why
+    """What a fact says of one host (None if it can't be asked), and the reason for that."""
+    found, reasons = ask_hosts([host], inventory, fact)
+    return found.get(host), reasons.get(host, "")

@@ -1,0 +1,16 @@
+"""What `moehost doctor` asks a node, in one round trip."""
+
+from pyinfra.api import FactBase
+
+from roles.doctor.facts import Condition
+from roles.facts import Machine, Texts
+
+# Facts whose texts are read along: `machine.lscpu` is the text `lscpu` of the first.
+PARTS: dict[str, type[Texts]] = {"machine": Machine, "condition": Condition}
+
+
+class Doctor(Texts, FactBase[dict[str, str]]):
+    """The texts of several facts, as `<part>.<key>`."""
+
+    # Each in a shell of its own: one that ends early does not end the others.
+    commands = {f"{part}.{key}": f"( {text} )" for part, fact in PARTS.items() for key, text in fact.commands.items()}
