@@ -13,7 +13,9 @@ import pytest
 from pyinfra.api import StringCommand
 
 from roles.base.facts import Directories
-from roles.facts import DpkgAudit, FileStates, MissingPackages, OsRelease, SourceState
+from roles.doctor import Doctor
+from roles.doctor.facts import Condition
+from roles.facts import DpkgAudit, FileStates, Machine, MissingPackages, OsRelease, SourceState
 from roles.ik_llama.facts import Build, Images, Mirrors, PackageCandidates, PackagedEngine, Releases
 from roles.llama_server.facts import ArgumentsProbe, EngineContract, Inputs, InstalledServices, ServiceState
 from roles.models.facts import Fetch, StoredModel
@@ -441,3 +443,62 @@ def test_a_job_that_was_cut_off_is_none(node):
     node.program("systemctl", "echo inactive; exit 3")
     node.write("/m.job.json", '{"model": "m", "sour')
     assert fetch(node)["job"] is None
+
+
+SERVICES = """case "$*" in
+list-unit-files*) echo "llama-server-a.service enabled enabled" ;;
+list-units*--state*) echo "llama-server-a.service loaded failed failed llama-server: m" ;;
+list-units*) echo "moehost-fetch-m.service loaded active running fetch"; echo "llama-server-a.service loaded" ;;
+show*) echo "$*" ;;
+esac"""
+
+
+def test_the_condition_of_a_node(node):
+    node.program("systemctl", SERVICES)
+    node.program(
+        "journalctl",
+        """case "$*" in
+        *--unit*) echo "api_keys: ****abcd"; echo "error: no such file" ;;
+        *) echo "1794700000.1 h kernel: NVRM: Xid (PCI:0000:c1:00): 79, pid=1" ;;
+        esac""",
+    )
+    node.program(
+        "nvidia-smi",
+        """printf '<gpu id="1">\\n\\t<serial>SECRET</serial>\\n\\t<supported_clocks>N/A</supported_clocks>\\n'
+        printf '\\t<processes>\\n\\t\\t<pid>1</pid>\\n\\t</processes>\\n\\t<last>1</last>\\n</gpu>\\n'""",
+    )
+    texts = node.ask(Condition)
+    assert texts["cards"].split() == [
+        *("<gpu", 'id="1">', "<supported_clocks>N/A</supported_clocks>", "<last>1</last>", "</gpu>"),
+    ]
+    assert texts["journal"] == "llama-server-a.service error: no such file\n"
+    assert "Xid" in texts["xids"]
+    *_, first, second = texts["units"].split()
+    assert (first, second) == ("llama-server-a.service", "moehost-fetch-m.service")
+    assert texts["kernel"] == f"{os.uname().release}\n"
+    assert texts["disks"].splitlines()[0].endswith("Mounted on")
+    assert texts["releases"] == ""
+
+
+def test_a_node_without_any_of_these_programs(node):
+    for name in ("systemctl", "journalctl", "nvidia-smi", "timedatectl", "dmesg", "dmidecode", "lsblk", "df"):
+        node.program(name, "exit 127")
+    texts = node.ask(Condition)
+    assert {texts[key] for key in ("units", "journal", "cards", "xids", "clock", "modules", "disks")} == {""}
+    assert texts["uptime"]
+
+
+def test_the_texts_of_several_facts_are_asked_for_at_once(node):
+    node.program("lscpu", "echo of the processor")
+    node.program("nvidia-smi", "exit 9")
+    node.write("/opt/moehost/engine/releases/one/build.json")
+    (node.folder / "opt/moehost/engine/current").symlink_to("releases/one")
+    texts = node.ask(Doctor)
+    assert set(texts) == set(Doctor.commands)
+    assert texts["machine.lscpu"] == "of the processor\n"
+    assert texts["condition.releases"].splitlines() == ["current=one", "release=one"]
+
+
+def test_a_line_that_looks_like_a_key_is_none(node):
+    node.program("lscpu", "echo; echo '=== of the processor'")
+    assert node.ask(Machine)["lscpu"] == "\n=== of the processor\n"

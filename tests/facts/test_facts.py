@@ -36,9 +36,26 @@ OF_IMAGES = [
     "builder",
     "container",
 ]
+OF_CONDITION = [
+    *(
+        "container",
+        "user",
+        "kernel",
+        "uptime",
+        "now",
+        "clock",
+        "reboot",
+        "governors",
+        "huge_pages",
+        "swaps",
+        "modules",
+    ),
+    *("disks", "mounts", "rotational", "cards", "links", "xids", "units", "journal", "releases"),
+]
 # What a fact says of a node that prints nothing, which is what a plan of a fresh node is made from.
 OF_NOTHING = {
     "base.facts.Directories": {},
+    "doctor.facts.Condition": dict.fromkeys(OF_CONDITION, ""),
     "facts.DpkgAudit": [],
     "facts.FileStates": {},
     "facts.Machine": dict.fromkeys(["lscpu", "meminfo", "nvidia_smi", "has_memory", "l3_ids"], ""),

@@ -157,7 +157,7 @@ def memory_errors(card: Card) -> Iterator[Finding]:
         says = "a bad part of its memory is replaced at the next reset"
         yield Finding("cards", "warning", f"{card.label}: {says}", reset)
     mode = [card.text(f"ecc_mode/{key}_ecc") for key in ("current", "pending")]
-    if mode[0] != mode[1]:
+    if all(mode) and mode[0] != mode[1]:
         says = f"ECC is {mode[0].lower()} until the next reboot, then {mode[1].lower()}"
         yield Finding("cards", "warning", f"{card.label}: {says}", "systemctl reboot")
     action = card.text("gpu_recovery_action")

@@ -37,6 +37,7 @@ class Meaning:
 
 
 MEANINGS = {
+    8: Meaning("the card was not through with a program's work in time", "warning", ANEW),
     13: Meaning("a program's kernel did what it must not; seldom the card", "warning", ANEW),
     31: Meaning("a program read memory that is not its own; seldom the card", "warning", ANEW),
     43: Meaning("a program's work was ended after a fault of its own; the card is well", "warning", ANEW),
