@@ -222,7 +222,7 @@ class TestServices:
         lines = [
             "Starting llama-server-tiny.service - llama-server: m...",
             "common_init: error: failed to load model '/srv/m.gguf'",
-            "main: exiting",
+            "main: exiting due to model loading error",
             "llama-server-tiny.service: Main process exited, code=exited, status=1/FAILURE",
             "llama-server-tiny.service: Failed with result 'exit-code'.",
             "Failed to start llama-server-tiny.service - llama-server: m.",
@@ -232,6 +232,12 @@ class TestServices:
         assert only(faults(units=failed, journal=journal)).says == (
             "llama-server-tiny.service does not start: common_init: error: failed to load model '/srv/m.gguf'"
         )
+
+    def test_why_it_ended_after_a_long_run(self) -> None:
+        lines = ["failed to parse a request", "CUDA error: unspecified launch failure", "current device: 0"]
+        journal = "".join(f"llama-server-tiny.service {line}\n" for line in lines)
+        found = only(faults(units=unit(ActiveState="failed", SubState="failed"), journal=journal))
+        assert found.says.endswith(": CUDA error: unspecified launch failure")
 
     @pytest.mark.parametrize(("name", "level"), [("moehost-gpu", "error"), ("moehost-fetch-m", "warning")])
     def test_other_units_of_moehost(self, name: str, level: str) -> None:

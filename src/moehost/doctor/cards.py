@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from xml.etree import ElementTree
 
+from moehost.doctor.xid import RESET
 from moehost.finding import Finding
 from moehost.settings import Nvidia
 
@@ -18,12 +19,6 @@ SLOWED = {
     "hw_thermal_slowdown": ("it is too hot", "clean filters, check fans and the air's way"),
     "sw_thermal_slowdown": ("it is too warm", "check fans and the air's way, or lower nvidia.power_limit_w"),
     "hw_power_brake_slowdown": ("the power supply asks for less", "check the power supply and the card's cables"),
-}
-# What the driver says has to be done with a card, in lower case.
-RECOVERY = {
-    "reset": "systemctl stop 'llama-server-*' && nvidia-smi --gpu-reset -i {bus}",
-    "drain": "systemctl stop 'llama-server-*' && nvidia-smi --gpu-reset -i {bus}",
-    "reboot": "systemctl reboot",
 }
 
 
@@ -140,7 +135,7 @@ def resizable_bar(card: Card) -> Iterator[Finding]:
 
 def memory_errors(card: Card) -> Iterator[Finding]:
     """Errors of the card's memory: what they are, and what they make due."""
-    reset = RECOVERY["reset"].format(bus=card.bus)
+    reset = RESET.format(bus=card.bus)
     replace = "have the card replaced; nvidia-bug-report.sh writes what its maker asks for"
     if now := card.errors("volatile", "uncorrectable"):
         yield Finding("cards", "error", f"{card.label}: {now} memory error(s) that ECC could not correct", reset)
@@ -162,8 +157,8 @@ def memory_errors(card: Card) -> Iterator[Finding]:
         yield Finding("cards", "warning", f"{card.label}: {says}", "systemctl reboot")
     action = card.text("gpu_recovery_action")
     if action not in ("", "None"):
-        fix = next((fix for word, fix in RECOVERY.items() if word in action.lower()), "systemctl reboot")
-        yield Finding("cards", "error", f"{card.label}: the driver asks for: {action}", fix.format(bus=card.bus))
+        fix = "systemctl reboot" if "reboot" in action.lower() else reset
+        yield Finding("cards", "error", f"{card.label}: the driver asks for: {action}", fix)
 
 
 def _power(card: Card, *keys: str) -> float | None:

@@ -9,7 +9,7 @@ from moehost.finding import Finding, Level
 from moehost.settings import Node
 
 DEPLOY = "pyinfra inventory deploy.py"
-# Of the last lines of a unit the one that says why.
+# What a line that says why has in it.
 REASON = re.compile(r"error|fail|cannot|can't|refus|kill|lack|no such|not enough", re.IGNORECASE)
 
 
@@ -60,11 +60,16 @@ def _look(unit: str) -> str:
 
 
 def _why(unit: str, journal: str) -> str:
-    """The last line of a unit's own that names a reason; systemd's say only that there was one."""
+    """The line of a unit's own that names a reason; systemd's say only that there was one.
+
+    Of a start that failed it is the first one, what follows comes of it; of a run that ended it is the last one.
+    """
     own = [line.removeprefix(f"{unit} ") for line in journal.splitlines() if line.startswith(f"{unit} ")]
+    starts = [index for index, line in enumerate(own) if line.startswith("Starting ")]
     systemds = re.compile(rf"{re.escape(unit)}: |(Starting|Started|Stopping|Stopped|Failed to start) ")
-    own = [line for line in own if line.strip() and not systemds.match(line)]
-    line = next(filter(REASON.search, reversed(own)), own[-1] if own else "")
+    own = [line for line in own[starts[-1] if starts else 0 :] if line.strip() and not systemds.match(line)]
+    reasons = list(filter(REASON.search, own)) or own
+    line = (reasons[0] if starts else reasons[-1]) if reasons else ""
     return f": {line.strip()[:200]}" if line else ""
 
 
