@@ -44,9 +44,7 @@ def driver(node: Node) -> Iterator[Any]:
     except DriverError as error:
         yield refuse(str(error))
         return
-    # Only a deploy that has switched nouveau off knows that a reboot takes the cards from it.
-    may = node.allow_reboot and not (found.taken and node.nvidia.driver == "keep")
-    yield from _checked(found, may)
+    yield from _checked(found, node)
 
 
 def _at_work(found: Driver, states: dict[str, list[str]], node: Node) -> Iterator[Any]:
@@ -97,23 +95,21 @@ def _persistent(found: Driver, _: str) -> Iterator[Any]:
         yield "systemctl start nvidia-persistenced"
 
 
-def _checked(found: Driver, may_reboot: bool) -> Iterator[Any]:
+def _checked(found: Driver, node: Node) -> Iterator[Any]:
     """Know that the driver works: reboot for it if that is allowed and helps, refuse the node if it doesn't."""
-    if found.needs_reboot and may_reboot and found.may_reboot:
+    # A driver that is kept may have nouveau back after each reboot.
+    helps = found.needs_reboot and found.may_reboot and not (found.taken and node.nvidia.driver == "keep")
+    if helps and node.allow_reboot:
         reasons = "; ".join(each.says for each in findings(found) if each.level == "error")
         logger.warning("[%s] rebooting: %s", host.name, reasons)
         yield from server.reboot._inner(delay=30, reboot_timeout=REBOOT_S)
-        found = parse(host.get_fact(facts.Driver))
+        found, helps = parse(host.get_fact(facts.Driver)), False
     said = findings(found)
     for each in said:
         if each.level == "warning":
             logger.warning("[%s] %s; %s", host.name, each.says, each.fix)
-    if errors := [f"{each.says}; {each.fix}" for each in said if each.level == "error"]:
-        allow = (
-            "; allow_reboot: True lets a deploy reboot"
-            if found.needs_reboot and found.may_reboot and not may_reboot
-            else ""
-        )
-        yield refuse(f"{'; '.join(errors)}{allow}")
+    errors = [f"{each.says}; {each.fix}" for each in said if each.level == "error"]
+    if errors:
+        yield refuse("; ".join([*errors, *(["allow_reboot: True lets a deploy reboot"] if helps else [])]))
         return
     host.noop(said[-1].says)

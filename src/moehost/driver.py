@@ -203,7 +203,7 @@ def _loading(driver: Driver) -> Iterator[Finding]:
     """Nothing loaded, or something else."""
     if driver.taken:
         cards = ", ".join(f"{card.taken_by} has the card {card.address}" for card in driver.taken)
-        fix = f"{DEPLOY} switches it off, then `systemctl reboot`"
+        fix = f"{DEPLOY} with nvidia.driver: 'install' blacklists it, then `systemctl reboot`"
         yield _finding("error", f"{cards}, and gives it back at a reboot only", fix)
     elif driver.waits_for_newest and driver.newest:
         says = f"the driver is there for the kernel {driver.newest.release}, and {driver.kernel} is running"

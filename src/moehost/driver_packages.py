@@ -74,13 +74,13 @@ def of_node(driver: Driver) -> Offer:
 
 def installed_branch(driver: Driver) -> str | None:
     """The branch of the driver that packages have installed."""
-    for package, version in driver.packages.items():
-        if package in UNNUMBERED and re.match(VERSION, version):
-            return version[:3]
-        if match := re.match(
-            r"(?:nvidia-headless-no-dkms|nvidia-utils|libnvidia-compute|nvidia-dkms)-(\d+)", package
-        ):
-            return match[1]
+    for package in (*UNNUMBERED, "libcuda1", "libnvidia-compute"):
+        if re.match(VERSION, driver.packages.get(package, "")):
+            return driver.packages[package][:3]
+    for package in ("nvidia-headless-no-dkms", "nvidia-utils", "libnvidia-compute", "nvidia-dkms"):
+        for name in driver.packages:
+            if match := re.match(rf"{package}-(\d{{3}})\b", name):
+                return match[1]
     return None
 
 
@@ -180,8 +180,8 @@ def check(driver: Driver) -> None:
         )
     if foreign := _foreign(driver):
         raise DriverError(
-            f"the driver is to come from Ubuntu's archive, and {', '.join(foreign)} came from NVIDIA's repository, and "
-            f"a mix breaks; remove it with `apt-get purge {' '.join(foreign)}` and `apt-get autoremove --purge`, or "
+            f"the driver is to come from Ubuntu's archive, and {', '.join(foreign)} came from NVIDIA's "
+            f"repository, and a mix breaks; remove it with `apt-get purge {' '.join(foreign)}` and `apt-get autoremove --purge`, or "
             "keep it with nvidia.driver: 'keep'"
         )
 

@@ -38,6 +38,10 @@ WITHOUT_PACKAGE = (
 # A plan ends at the first command of an operation; tests/operations render these.
 BEYOND_A_PLAN = {
     *("apt/fetch-key.j2", "apt/source.j2", "ik_llama/cuda.preferences.j2"),
+    *(
+        f"nvidia_driver/{name}.j2"
+        for name in ("nouveau.conf", "modules.conf", "driver.preferences", "contrib.sources")
+    ),
     *("ik_llama/build.j2", "ik_llama/checkout.j2", "ik_llama/Containerfile.j2"),
 }
 
