@@ -72,7 +72,7 @@ class Unmet(FactBase[list[str]]):
         return StringCommand(
             "LC_ALL=C apt-get install --simulate --no-install-recommends --allow-downgrades",
             "--allow-change-held-packages", *(QuoteString(package) for package in packages), "2>&1 |",
-            "sed -n '/unmet dependencies/,/^E:/{s/^ *//; /unmet dependencies/d; /^E:/d; p}; /^E:/p'",
+            "sed -n '/unmet dependencies/,/^E:/{s/^ *//; /unmet dependencies/d; /^[EWN]:/d; p}; /^E:/p'",
         )  # fmt: skip
 
     def process(self, output: list[str]) -> list[str]:

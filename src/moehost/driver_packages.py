@@ -180,8 +180,8 @@ def check(driver: Driver) -> None:
         )
     if foreign := _foreign(driver):
         raise DriverError(
-            f"the driver is to come from Ubuntu's archive, and {', '.join(foreign)} came from NVIDIA's "
-            f"repository, and a mix breaks; remove it with `apt-get purge {' '.join(foreign)}` and `apt-get autoremove --purge`, or "
+            f"the driver is to come from Ubuntu's archive, and {', '.join(foreign)} came from NVIDIA's repository: "
+            f"a mix breaks; remove it with `apt-get purge {' '.join(foreign)}` and `apt-get autoremove --purge`, or "
             "keep it with nvidia.driver: 'keep'"
         )
 
