@@ -156,14 +156,11 @@ def suites_without_contrib(driver: Driver, texts: Mapping[str, str]) -> list[tup
 
     + texts: what the fact `roles.nvidia_driver.facts.Offer` reads
     """
-    targets = {tuple(line.split()) for line in texts["components"].splitlines() if len(line.split()) == 3}
-    return sorted(
-        (release, address)
-        for component, release, address in targets
-        if component == "main"
-        and driver.system.get("ID") == "debian"
-        and ("contrib", release, address) not in targets
-    )
+    if driver.system.get("ID") != "debian":
+        return []
+    targets = set(re.findall(r"^(\S+) (\S+) (\S+)$", texts["components"], re.MULTILINE))
+    main = {(release, address) for component, release, address in targets if component == "main"}
+    return sorted(each for each in main if ("contrib", *each) not in targets)
 
 
 def check(driver: Driver) -> None:

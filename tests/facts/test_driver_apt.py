@@ -10,6 +10,7 @@ import subprocess
 import pytest
 from pyinfra.api import StringCommand
 
+from moehost.apt import key_of
 from moehost.driver import parse
 from moehost.driver_packages import choose, of_apt, suites_without_contrib
 from roles.ik_llama.facts import PackageCandidates
@@ -169,9 +170,16 @@ def test_what_a_missing_component_holds_up_is_said(apt):
     assert suites_without_contrib(parse(debian()), apt.ask(Offer)) == [("trixie", f"file:{apt.folder}/debian/")]
 
 
-def test_a_component_that_is_added_to_a_source_is_used(apt):
-    apt.source("debian", f"file:{apt.folder}/debian trixie main")
-    added = render("nvidia_driver/contrib.sources.j2", suites=[("trixie", f"file:{apt.folder}/debian")])
+@pytest.mark.parametrize("key", ["", "/usr/share/keyrings/debian-archive-keyring.gpg"])
+def test_a_component_that_is_added_to_a_source_is_used(apt, key):
+    option = f"[trusted=yes signed-by={key}]" if key else "[trusted=yes]"
+    source = apt.folder / "etc/apt/sources.list.d/debian.list"
+    source.write_text(f"deb {option} file:{apt.folder}/debian trixie main\n")
+    apt.update()
+    suites = suites_without_contrib(parse(debian()), apt.ask(Offer))
+    signed = [(*each, key_of(each[1], each[0], {str(source): source.read_text()})) for each in suites]
+    assert signed == [("trixie", f"file:{apt.folder}/debian/", key)]
+    added = render("nvidia_driver/contrib.sources.j2", suites=signed)
     # The real archive is signed.
     trusted = added.replace("Types: deb\n", "Types: deb\nTrusted: yes\n")
     (apt.folder / "etc/apt/sources.list.d/moehost-contrib.sources").write_text(trusted)
