@@ -6,10 +6,12 @@ from roles.ik_llama import ik_llama
 from roles.llama_server import llama_server
 from roles.models import models
 from roles.node import this_node
+from roles.nvidia_container_toolkit import nvidia_container_toolkit
 
 if node := this_node():
     base(node)
     gpu_gate(node)
+    nvidia_container_toolkit(node)
     ik_llama(node)
     models(node)
     llama_server(node)
