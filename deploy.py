@@ -6,11 +6,13 @@ from roles.ik_llama import ik_llama
 from roles.llama_server import llama_server
 from roles.models import models
 from roles.node import this_node
+from roles.nvidia_container_toolkit import nvidia_container_toolkit
 from roles.nvidia_driver import nvidia_driver
 
 if node := this_node():
     base(node)
     nvidia_driver(node)
+    nvidia_container_toolkit(node)
     gpu_gate(node)
     ik_llama(node)
     models(node)
