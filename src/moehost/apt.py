@@ -47,8 +47,8 @@ class AptSource:
 def conflicts(source: AptSource, files: Mapping[str, str]) -> list[str]:
     """Those of these other files (path: text) that name the source with another key.
 
-    With one of them apt reads no source at all. One without a key is none of them where apt reads it before ours, whose
-    key it then takes: `sources.list` comes first, then the others by name.
+    With one of them apt reads no source at all. One without a key is none of them where apt reads it before ours,
+    whose key it then takes: `sources.list` comes first, then the others by name.
     """
     return [
         path
