@@ -70,6 +70,13 @@ OF_NOTHING = {
     "llama_server.facts.VramUsed": [],
     "models.facts.Fetch": {},
     "models.facts.StoredModel": None,
+    "nvidia_container_toolkit.facts.ContainerToolkit": dict.fromkeys(
+        ["cards", "podman", "packages", "ctk", "env", "units", "module", "specs"], ""
+    ),
+    "nvidia_container_toolkit.facts.PackageVersions": {},
+    "nvidia_container_toolkit.facts.Runtimes": dict.fromkeys(
+        ["cards", "docker", "docker_config", "docker_state", "docker_folders", "containerd", "containerd_config"], ""
+    ),
 }
 
 
