@@ -1,13 +1,19 @@
 """The life of a node: from a bare machine to a server that answers."""
 
 from roles.base import base
+from roles.gpu_gate import gpu_gate
 from roles.ik_llama import ik_llama
 from roles.llama_server import llama_server
 from roles.models import models
 from roles.node import this_node
+from roles.nvidia_container_toolkit import nvidia_container_toolkit
+from roles.nvidia_driver import nvidia_driver
 
 if node := this_node():
     base(node)
+    nvidia_driver(node)
+    nvidia_container_toolkit(node)
+    gpu_gate(node)
     ik_llama(node)
     models(node)
     llama_server(node)

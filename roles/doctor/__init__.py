@@ -4,9 +4,16 @@ from pyinfra.api import FactBase
 
 from roles.doctor.facts import Condition
 from roles.facts import Machine, Texts
+from roles.nvidia_container_toolkit.facts import ContainerToolkit
+from roles.nvidia_driver.facts import Driver
 
 # Facts whose texts are read along: `machine.lscpu` is the text `lscpu` of the first.
-PARTS: dict[str, type[Texts]] = {"machine": Machine, "condition": Condition}
+PARTS: dict[str, type[Texts]] = {
+    "machine": Machine,
+    "condition": Condition,
+    "driver": Driver,
+    "containers": ContainerToolkit,
+}
 
 
 class Doctor(Texts, FactBase[dict[str, str]]):

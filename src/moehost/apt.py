@@ -47,7 +47,8 @@ class AptSource:
 def conflicts(source: AptSource, files: Mapping[str, str]) -> list[str]:
     """Those of these other files (path: text) that name the source with another key.
 
-    With one of them apt reads no source at all. One without a key is none of them: apt then takes the key of ours.
+    With one of them apt reads no source at all. One without a key is none of them where apt reads it before ours,
+    whose key it then takes: `sources.list` comes first, then the others by name.
     """
     return [
         path
@@ -55,10 +56,23 @@ def conflicts(source: AptSource, files: Mapping[str, str]) -> list[str]:
         if any(
             source.uri.rstrip("/") in (uri.rstrip("/") for uri in uris)
             and source.suite in suites
-            and signed_by not in ("", source.keyring)
+            and signed_by != source.keyring
+            and (signed_by or ("sources.list.d/" in path and path > source.path))
             for uris, suites, signed_by in _entries(path, text)
         )
     ]
+
+
+def key_of(uri: str, suite: str, files: Mapping[str, str]) -> str:
+    """The key with which these files (path: text) name a suite, empty where they name none.
+
+    Whatever else names that suite must have the same one: with another, or with none, apt reads no source at all.
+    """
+    for path, text in files.items():
+        for uris, suites, signed_by in _entries(path, text):
+            if uri.rstrip("/") in (each.rstrip("/") for each in uris) and suite in suites:
+                return signed_by
+    return ""
 
 
 def _entries(path: str, text: str) -> Iterator[tuple[list[str], list[str], str]]:

@@ -25,6 +25,7 @@ PREFIXES = [
     "/opt/moehost",
     "/var/lib/moehost",
     "/etc/systemd/system",
+    "/etc/containers/systemd",
     "/usr/bin/llama-server",
     "/etc/os-release",
     "/etc/apt/sources.list",
@@ -34,6 +35,8 @@ DIGEST = hashlib.sha256(b"").hexdigest()
 
 class Node:
     """A folder with programs of its own first in the search path."""
+
+    prefixes = PREFIXES
 
     def __init__(self, folder):
         self.folder, self.programs = folder, folder / "programs"
@@ -55,7 +58,7 @@ class Node:
     def ask(self, fact, **arguments):
         """What pyinfra would make of the fact: its command must succeed; silence is the fact's default."""
         command = StringCommand(fact().command(**arguments)).get_raw_value()
-        for prefix in PREFIXES:
+        for prefix in self.prefixes:
             command = command.replace(prefix, f"{self.folder}{prefix}")
         environment = {**os.environ, "PATH": self.search}
         done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, env=environment)
@@ -372,7 +375,11 @@ def test_a_fresh_node_has_nothing_to_read(node):
 def test_units_of_others_are_not_ours(node):
     for unit in ("llama-server-tiny.service", "llama-server.service", "llama-server-a.service.d", "ssh.service"):
         node.write(f"/etc/systemd/system/{unit}")
-    assert node.ask(InstalledServices) == ["llama-server-tiny.service"]
+    node.write("/etc/containers/systemd/llama-server-big.container")
+    assert [path.removeprefix(str(node.folder)) for path in node.ask(InstalledServices)] == [
+        "/etc/containers/systemd/llama-server-big.container",
+        "/etc/systemd/system/llama-server-tiny.service",
+    ]
 
 
 def test_a_node_without_units(node):

@@ -52,6 +52,10 @@ OF_CONDITION = [
     ),
     *("disks", "mounts", "rotational", "cards", "links", "xids", "units", "journal", "releases"),
 ]
+OF_A_DRIVER = [
+    *("system", "pci", "kernel", "kernels", "loaded", "taint", "on_disk", "licence", "uvm", "smi", "reboot_required"),
+    *("secure_boot", "key", "packages", "holds", "run_file", "stale_initrds", "persistenced", "files"),
+]
 # What a fact says of a node that prints nothing, which is what a plan of a fresh node is made from.
 OF_NOTHING = {
     "base.facts.Directories": {},
@@ -61,6 +65,7 @@ OF_NOTHING = {
     "facts.Machine": dict.fromkeys(["lscpu", "meminfo", "nvidia_smi", "has_memory", "l3_ids"], ""),
     "facts.MissingPackages": [],
     "facts.OsRelease": {},
+    "gpu_gate.facts.Gate": {"cards": "", "state": "", "ready": ""},
     "ik_llama.facts.Build": {},
     "ik_llama.facts.Catalogue": {"current": "", "next": "", "previous": "", "releases": [], "leftovers": []},
     "ik_llama.facts.Checkout": {},
@@ -74,7 +79,9 @@ OF_NOTHING = {
         ["compiler", "missing", "nvcc", "cards", "pci", "cpu_flags", "cores", "available_kib"], ""
     ),
     "llama_server.facts.ArgumentsProbe": "",
+    "llama_server.facts.Containers": {"podman": "", "image": ""},
     "llama_server.facts.EngineContract": {},
+    "llama_server.facts.Generated": {"unit": "", "said": ""},
     "llama_server.facts.Inputs": "",
     "llama_server.facts.InstalledServices": [],
     "llama_server.facts.ModelHeaders": [],
@@ -84,6 +91,16 @@ OF_NOTHING = {
     "llama_server.facts.VramUsed": [],
     "models.facts.Fetch": {},
     "models.facts.StoredModel": None,
+    "nvidia_driver.facts.Driver": dict.fromkeys(OF_A_DRIVER, ""),
+    "nvidia_driver.facts.Offer": dict.fromkeys(["names", "versions", "components"], ""),
+    "nvidia_driver.facts.Unmet": [],
+    "nvidia_container_toolkit.facts.ContainerToolkit": dict.fromkeys(
+        ["cards", "podman", "packages", "ctk", "env", "units", "module", "specs"], ""
+    ),
+    "nvidia_container_toolkit.facts.PackageVersions": {},
+    "nvidia_container_toolkit.facts.Runtimes": dict.fromkeys(
+        ["cards", "docker", "docker_config", "docker_state", "docker_folders", "containerd", "containerd_config"], ""
+    ),
 }
 
 

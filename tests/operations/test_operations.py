@@ -15,12 +15,16 @@ ROOT = HERE.parents[1]
 FOLDERS = sorted(path for path in HERE.iterdir() if "." in path.name and path.is_dir())
 PLAIN = {
     "apt.apt_source": "test_apt_source.py",
+    "gpu_gate.operations.gate": "test_gate.py",
     "ik_llama.build.release": "test_release.py",
     "ik_llama.cuda.cuda_toolkit": "test_cuda.py",
     "ik_llama.image.image": "test_image.py",
     "llama_server.operations.running": "test_running.py",
     "llama_server.switch.switched": "test_switched.py",
     "models.operations.stored": "test_stored.py",
+    "nvidia_driver.operations.driver": "test_nvidia_driver.py",
+    "nvidia_container_toolkit.operations.toolkit": "test_toolkit.py",
+    "nvidia_container_toolkit.runtimes.runtime_configured": "test_runtimes.py",
 }
 
 # The harness only warns about a case that does not say why there is nothing to do.

@@ -35,9 +35,15 @@ WITHOUT_PACKAGE = (
     "Debian 13 and later do"
 )
 
-# A plan ends at the first command of an operation; tests/operations render these.
+# A plan ends at the first command of an operation; tests/operations render these, and test_unit.py the units.
 BEYOND_A_PLAN = {
+    *(f"llama_server/{each}.j2" for each in ("llama-server.container", "llama-server-podman.service", "container")),
+    *(f"nvidia_container_toolkit/{each}.j2" for each in ("toolkit.preferences", "cdi-fresh")),
     *("apt/fetch-key.j2", "apt/source.j2", "ik_llama/cuda.preferences.j2"),
+    *(
+        f"nvidia_driver/{name}.j2"
+        for name in ("nouveau.conf", "modules.conf", "driver.preferences", "contrib.sources")
+    ),
     *("ik_llama/build.j2", "ik_llama/checkout.j2", "ik_llama/Containerfile.j2"),
 }
 
@@ -84,10 +90,10 @@ def plan(tmp_path_factory, notes):
     spy.write_text(
         "from roles import operations\n"
         "take = operations._environment.get_template\n"
-        "def noted(name):\n"
+        "def noted(name, *parent):\n"
         f"    with open({str(notes)!r}, 'a') as file:\n"
         "        print(name, file=file)\n"
-        "    return take(name)\n"
+        "    return take(name, *parent)\n"
         "operations._environment.get_template = noted\n" + (ROOT / "deploy.py").read_text()
     )
     nodes = {
@@ -95,6 +101,7 @@ def plan(tmp_path_factory, notes):
         "builder": {"services": [SERVICE]},
         "two": {**PACKAGED, "services": [SERVICE, OTHER]},
         "ready": {**PACKAGED, "fake_responses": WITH_ENGINE | planned_node.responses(), "services": [SERVICE]},
+        "carded": {**PACKAGED, "fake_responses": {"=== cards": ["=== cards", "/sys/bus/pci/devices/x/vendor"]}},
         "old": {**PACKAGED, "fake_responses": BOOKWORM},
         "wrong": {"services": [{**SERVICE, "contxt": 1}], "models_dir": "srv"},
         "tokenless": {"hf_token_file": "/nonexistent/token"},
@@ -203,3 +210,17 @@ def test_a_run_exits_well_and_shows_no_secret_however_talkative_it_is(tmp_path):
     assert run.results["totals"]["success"] > 0
     assert "/etc/moehost/hub-token" in run.talk
     assert "hf_secret_of_the_owner" not in run.data + run.talk
+
+
+def test_a_machine_that_may_reboot_goes_alone_and_one_without_its_card_is_refused(tmp_path):
+    nodes = {"may": {"allow_reboot": True}, "stays": {}, "bare": {"gpu": "require"}, "off": {"gpu": "off"}}
+    data = {node: {**PACKAGED, "fake_responses": WITH_ENGINE, **each} for node, each in nodes.items()}
+    run = Run(tmp_path, data, "-y")
+    assert run.results["failed_hosts"] == ["@fake/bare"]
+    (line,) = [line for line in run.said_of("bare") if line.startswith("gpu: 'require'")]
+    assert "no NVIDIA card" in line
+    ran = {each["name"]: each["no_change"] for each in run.results["operations"] if each["name"].startswith("Driver")}
+    assert ran == {
+        "Driver | Have NVIDIA's driver, reboot for it if need be": ["@fake/may"],
+        "Driver | Have NVIDIA's driver": ["@fake/stays"],
+    }

@@ -43,7 +43,14 @@ def test_nothing_is_wrong_with_a_healthy_node() -> None:
     assert [each for each in found if each.level != "ok"] == []
     assert worst(found) == "ok"
     areas = {"system", "reboot", "disk", "services", "engine", "clock", "governor", "numa", "memory"}
-    assert {each.area for each in found} == areas | {"huge pages", "swap", "kernel log", "cards"}
+    assert {each.area for each in found} == areas | {"huge pages", "swap", "kernel log", "driver", "cards"}
+
+
+def test_what_others_know_of_driver_and_containers_is_said_too() -> None:
+    node = described(nvidia={"container_toolkit": True})
+    found = examine(answer() | {"driver.uvm": "", "containers.cards": "1\n"}, node)
+    assert {("driver", "error"), ("podman", "error"), ("cdi", "error")} <= {(each.area, each.level) for each in found}
+    assert {each.area for each in examine(answer(), described(gpu="off"))}.isdisjoint({"driver", "cards", "cdi"})
 
 
 def test_a_container_is_not_blamed_for_the_machine_that_it_is_in() -> None:

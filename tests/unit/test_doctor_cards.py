@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
+from moehost import settings
 from moehost.doctor.cards import findings, parse
 from moehost.finding import Finding
-from moehost.settings import Nvidia
 from tests.fixtures.condition import cards, condition
 
 
@@ -17,7 +19,7 @@ def found(
     texts = condition(cards=cards(*buses, **changed))
     if links is not None:
         texts["links"] = links
-    return list(findings(texts, Nvidia(power_limit_w=limits_w or [])))  # type: ignore[call-arg]
+    return list(findings(texts, settings.read({"nvidia": {"power_limit_w": limits_w or []}})))
 
 
 def test_a_card_that_is_well() -> None:
@@ -29,14 +31,31 @@ def test_a_card_that_is_well() -> None:
 
 
 def test_no_card_is_nothing_to_speak_of() -> None:
-    assert list(findings(condition(cards="", links=""), Nvidia.model_validate({}))) == []
+    assert list(findings(condition(cards="", links=""), settings.read({}))) == []
     said = "NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver.\n"
-    assert list(findings(condition(cards=said), Nvidia.model_validate({}))) == []
+    assert list(findings(condition(cards=said), settings.read({}))) == []
 
 
 def test_a_text_that_is_cut_off() -> None:
-    (one,) = findings(condition(cards=cards("c1")[:900]), Nvidia.model_validate({}))
+    (one,) = findings(condition(cards=cards("c1")[:900]), settings.read({}))
     assert (one.level, one.fix) == ("warning", "nvidia-smi -q")
+
+
+@pytest.mark.parametrize(
+    ("settings_of", "links", "buses", "says"),
+    [
+        ({"nvidia": {"cards": 2}}, "", ("c1",), "1 of 2 cards answer to nvidia-smi"),
+        ({"gpu": "require"}, "", (), "0 of 1 cards answer to nvidia-smi"),
+        ({}, "0000:01:00.0 16 16 \n0000:c1:00.0 16 16 \n", ("c1",), "1 of 2 cards answer to nvidia-smi"),
+        ({}, "0000:01:00.0 16 16 \n", (), None),
+    ],
+)
+def test_a_card_that_does_not_answer(
+    settings_of: dict[str, Any], links: str, buses: tuple[str, ...], says: str | None
+) -> None:
+    texts = condition(cards=cards(*buses), links=links)
+    bad = [each for each in findings(texts, settings.read(settings_of)) if each.level != "ok"]
+    assert [(each.level, each.says) for each in bad] == ([("error", says)] if says else [])
 
 
 def test_every_card_has_its_own_findings() -> None:
@@ -74,7 +93,7 @@ def test_a_fault(changed: dict[str, str], links: str | None, level: str, says: s
 
 def test_a_host_that_sees_a_part_of_the_memory() -> None:
     text = cards("c1").replace("<total>131072 MiB</total>", "<total>256 MiB</total>")
-    (one,) = findings(condition(cards=text), Nvidia.model_validate({}))
+    (one,) = findings(condition(cards=text), settings.read({}))
     assert "sees 256 of its 97887 MiB (resizable BAR is off)" in one.says
 
 
@@ -82,7 +101,7 @@ def test_errors_of_long_ago_are_a_warning() -> None:
     text = cards("c1")
     head, aggregate = text.split("<aggregate>")
     text = head + "<aggregate>" + aggregate.replace("<dram_uncorrectable>0<", "<dram_uncorrectable>3<")
-    (one,) = findings(condition(cards=text), Nvidia.model_validate({}))
+    (one,) = findings(condition(cards=text), settings.read({}))
     assert (one.level, "3 memory error(s) in its life" in one.says) == ("warning", True)
 
 
@@ -100,7 +119,7 @@ def test_names_of_older_drivers() -> None:
         "gpu_power_readings", "power_readings"
     )
     text = text.replace("current_power_limit", "power_limit")
-    says = [each.says for each in findings(condition(cards=text), Nvidia.model_validate({}))]
+    says = [each.says for each in findings(condition(cards=text), settings.read({}))]
     assert "power limit 450 W, which no setting asks for" in says[0]
     assert "too hot" in says[1]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+from moehost import cdi, driver
 from moehost.doctor import cards, disks, memory, services, system, xid
 from moehost.finding import Finding, Level
 from moehost.settings import Node
@@ -24,7 +25,10 @@ def examine(texts: Mapping[str, str], node: Node) -> list[Finding]:
         found += [*system.kernel_findings(condition), *memory.findings(part(texts, "machine"), condition, node)]
         found += xid.findings(condition)
     if node.gpu != "off":
-        found += cards.findings(condition, node.nvidia)
+        found += driver.findings(driver.parse(part(texts, "driver")))
+        found += cards.findings(condition, node)
+    if node.has_container_toolkit:
+        found += cdi.findings(cdi.parse(part(texts, "containers")))
     return found
 
 

@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 
 from moehost.doctor.xid import RESET
 from moehost.finding import Finding
-from moehost.settings import Nvidia
+from moehost.settings import Node
 
 # Reasons for lower clocks that are faults; `gpu_idle`, `sw_power_cap` and the like are ordinary.
 SLOWED = {
@@ -66,20 +66,21 @@ def parse(text: str) -> list[Card]:
     return [Card(index, each.get("id", "")[-12:].lower(), each) for index, each in enumerate(root.iter("gpu"))]
 
 
-def findings(texts: Mapping[str, str], wanted: Nvidia) -> Iterator[Finding]:
+def findings(texts: Mapping[str, str], node: Node) -> Iterator[Finding]:
     """What there is to say of the cards that the driver sees; of others the driver's findings tell."""
     try:
         there = parse(texts["cards"])
     except ValueError as error:
         yield Finding("cards", "warning", str(error), "nvidia-smi -q")
         return
+    yield from missing(there, len(texts["links"].splitlines()), node)
     links = dict(line.split(None, 1) for line in texts["links"].splitlines() if " " in line)
     for card in there:
         found = [
             *link(card, links.get(card.bus, "")),
             *resizable_bar(card),
             *memory_errors(card),
-            *power(card, wanted.power_limit_w),
+            *power(card, node.nvidia.power_limit_w),
             *heat(card),
         ]
         yield from found or [Finding("cards", "ok", f"{card.label}: {_summary(card)}")]
@@ -95,6 +96,18 @@ def _summary(card: Card) -> str:
         card.text("temperature/gpu_temp").replace(" C", " °C"),
     ]
     return ", ".join(filter(None, facts)) or "answers"
+
+
+def missing(there: list[Card], on_bus: int, node: Node) -> Iterator[Finding]:
+    """Whether as many cards answer as there should be.
+
+    + on_bus: cards that the kernel sees
+    """
+    # Where none answers, and none has to, the driver's findings say what there is to say.
+    wanted = node.nvidia.cards or (max(on_bus, 1) if there or node.gpu == "require" else 0)
+    if len(there) < wanted:
+        says = f"{len(there)} of {wanted} cards answer to nvidia-smi"
+        yield Finding("cards", "error", says, "journalctl -k -g 'NVRM|AER' says why; then systemctl reboot")
 
 
 def link(card: Card, widths: str) -> Iterator[Finding]:
