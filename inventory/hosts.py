@@ -22,7 +22,9 @@ sandbox = [
     (
         "@podman/moehost-sandbox",
         {
-            # The sandbox has no card: the distribution's engine will do, and is there in seconds.
+            # It shares this computer's kernel, and must not touch its cards.
+            "gpu": "off",
+            # Without a card the distribution's engine will do, and is there in seconds.
             "engine": {"source": "package"},
             "services": [
                 {

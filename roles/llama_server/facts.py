@@ -121,7 +121,9 @@ class ServiceState(FactBase[dict[str, Any]]):
             "command -v systemctl >/dev/null || exit 0;",
             "systemctl show --property", self.properties, QuoteString(unit), ";",
             "pid=$(systemctl show --property MainPID --value", QuoteString(unit), ");",
-            "echo generation=$(tr '\\0' '\\n' 2>/dev/null </proc/$pid/environ | sed -n s/^MOEHOST_GENERATION=//p);",
+            # The main process of a container is Podman's monitor, and the server its child.
+            "echo generation=$(for each in $pid $(pgrep -P $pid); do",
+            "tr '\\0' '\\n' 2>/dev/null </proc/$each/environ; done | sed -n s/^MOEHOST_GENERATION=//p | head -n 1);",
             "echo port_holder=$(ss -Hltnp", QuoteString(f"sport = :{port}"),
             "2>/dev/null | grep -v \"pid=$pid,\" | grep -o '\"[^\"]*\",pid=[0-9]*' | while read -r holder; do",
             "grep -qF", QuoteString(f"/{unit}"), "/proc/${holder##*=}/cgroup || { echo \"$holder\"; break; }; done)",

@@ -131,9 +131,12 @@ def _wait_until_ready(state: Any, host: Any, service: Service, generation: str, 
         time.sleep(1)
     reason = f"{unit.get('ActiveState')}, {unit.get('Result')}"
     host.log_styled(f"{service.unit} does not start ({reason}); its last words:", fg="red", log_func=logger.error)
-    _, journal = host.run_shell_command(
-        StringCommand("journalctl --no-pager --output cat --lines 20 --unit", QuoteString(service.unit))
-    )
+    # Without Podman's own events, each of which has all labels of the image in it.
+    last_words = StringCommand(
+        "journalctl --no-pager --output cat --lines 60 --unit", QuoteString(service.unit),
+        "| grep -v ' UTC m=+' | tail -n 20",
+    )  # fmt: skip
+    _, journal = host.run_shell_command(last_words)
     for line in journal.stdout_lines:
         host.log(f"    {line}", logger.error)
     return False

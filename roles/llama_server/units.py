@@ -60,9 +60,9 @@ class Source:
         if self.service.runtime == "native":
             words = [f"{ENGINE}/{engine}/bin/llama-server", *self.plan.arguments]
             return render("llama_server/llama-server.service.j2", exec_start=exec_line(words), **values)
-        options = container.options(
-            self.service, values["model_dir"], self.plan.placement.env, len(self.plan.node.gpus)
-        )
+        # Podman hands its own environment on in late versions only: the server itself has it.
+        env = {"MOEHOST_GENERATION": generation, **self.plan.placement.env}
+        options = container.options(self.service, values["model_dir"], env, len(self.plan.node.gpus))
         if self.is_quadlet:
             return render(
                 "llama_server/llama-server.container.j2",

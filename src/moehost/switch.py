@@ -255,17 +255,22 @@ def _property(unit: str, key: str) -> str:
 
 
 def _generation(unit: str) -> str:
-    """What the process of a unit was started with."""
+    """What the process of a unit was started with, or its child: that of a container is Podman's monitor."""
+    pid = _property(unit, "MainPID")
     with suppress(OSError):
-        pairs = Path("/proc", _property(unit, "MainPID"), "environ").read_bytes().split(b"\0")
-        return next((each[19:].decode() for each in pairs if each.startswith(b"MOEHOST_GENERATION=")), "")
+        for each in (pid, *Path(f"/proc/{pid}/task/{pid}/children").read_text().split()):
+            found = re.search(rb"(?:^|\0)MOEHOST_GENERATION=([^\0]*)", Path("/proc", each, "environ").read_bytes())
+            if found:
+                return found[1].decode()
     return ""
 
 
 def _last_words(unit: str, lines: int = 2) -> str:
-    command = ["journalctl", "--no-pager", "--output", "cat", "--lines", str(lines), f"_SYSTEMD_UNIT={unit}"]
+    command = ["journalctl", "--no-pager", "--output", "cat", "--lines", str(lines + 40), f"_SYSTEMD_UNIT={unit}"]
     said = subprocess.run(command, stdout=subprocess.PIPE).stdout.decode(errors="replace").splitlines()
-    return " / ".join(line.strip()[:200] for line in said if line.strip()) or "its journal says nothing"
+    # Podman's own events have all labels of the image in them.
+    words = [line.strip()[:200] for line in said if line.strip() and " UTC m=+" not in line]
+    return " / ".join(words[-lines:]) or "its journal says nothing"
 
 
 def _write(path: Path, text: str) -> None:
