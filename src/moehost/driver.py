@@ -261,7 +261,7 @@ def _notices(driver: Driver) -> Iterator[Finding]:
         yield _finding("warning", says, "`systemctl enable --now nvidia-persistenced`")
     if driver.reboot_required and not driver.needs_reboot:
         says = f"/run/reboot-required: {driver.reboot_required}; the driver needs no reboot"
-        yield _finding("warning", says, "`systemctl reboot`, when it suits you")
+        yield Finding("reboot", "warning", says, "`systemctl reboot`, when it suits you")
 
 
 def module_package(driver: Driver, kernel: str) -> str:

@@ -355,7 +355,8 @@ def test_a_start_that_fails_ends_the_wait_with_its_last_words(clock, end):
     assert clock.now_s == 1
     assert lines[-3:] == [
         f"llama-server-tiny.service does not start ({end['ActiveState']}, exit-code); its last words:",
-        "    $ journalctl --no-pager --output cat --lines 60 --unit llama-server-tiny.service | grep -v ' UTC m=+' | tail -n 20",
+        "    $ journalctl --no-pager --output cat --lines 60 --unit llama-server-tiny.service "
+        "| grep -v ' UTC m=+' | tail -n 20",
         "    the last words",
     ]
 

@@ -25,7 +25,8 @@ def examine(texts: Mapping[str, str], node: Node) -> list[Finding]:
         found += [*system.kernel_findings(condition), *memory.findings(part(texts, "machine"), condition, node)]
         found += xid.findings(condition)
     if node.gpu != "off":
-        found += driver.findings(driver.parse(part(texts, "driver")))
+        # What waits for a reboot is said above, and since when.
+        found += [each for each in driver.findings(driver.parse(part(texts, "driver"))) if each.area != "reboot"]
         found += cards.findings(condition, node)
     if node.has_container_toolkit:
         found += cdi.findings(cdi.parse(part(texts, "containers")))
