@@ -133,9 +133,9 @@ def table(cards: list[dict[str, str]]) -> None:
     print(f"| NVIDIA-SMI {VERSION:<22} Driver Version: {VERSION:<14} CUDA Version: {cuda():<9}|\n{rule}")
     for each in cards:
         memory = f"{each['memory.used']} / {each['memory.total']}".replace(" MiB", "MiB")
-        print(f"|{f'{each["index"]:>4}  {NAME[:24]:<26} {each["pci.bus_id"]} Off':<89}|")
-        print(f"|{f' 30%   31C    P8   14W / {each["power.limit"].split(".")[0]}W  {memory:>24}':<89}|")
-    print(rule)
+        upper = f"{each['index']:>4}  {NAME[:24]:<26} {each['pci.bus_id']} Off"
+        lower = f" 30%   31C    P8   14W / {each['power.limit'].split('.')[0]}W  {memory:>24}"
+        print(f"|{upper:<89}|\n|{lower:<89}|\n{rule}")
 
 
 def main(words: list[str]) -> None:
