@@ -1,6 +1,7 @@
 """The life of a node: from a bare machine to a server that answers."""
 
 from roles.base import base
+from roles.gpu_gate import gpu_gate
 from roles.ik_llama import ik_llama
 from roles.llama_server import llama_server
 from roles.models import models
@@ -8,6 +9,7 @@ from roles.node import this_node
 
 if node := this_node():
     base(node)
+    gpu_gate(node)
     ik_llama(node)
     models(node)
     llama_server(node)

@@ -7,6 +7,9 @@ from pyinfra.api import FactBase, QuoteString, StringCommand
 
 from moehost.hardware import NVIDIA_SMI_QUERY
 
+# Display controllers (class 03) of NVIDIA on the bus, a path for each, with or without a driver.
+CARDS = "grep -l 0x10de $(grep -l ^0x03 /sys/bus/pci/devices/*/class | sed s/class$/vendor/) /dev/null"
+
 
 def from_json(text: str) -> Any:
     """What a node wrote, None where it was cut off in the middle: a fact that raises ends the run of every host."""

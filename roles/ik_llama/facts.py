@@ -4,7 +4,7 @@ from typing import Any
 
 from pyinfra.api import FactBase, QuoteString, StringCommand
 
-from roles.facts import MissingPackages, Texts, from_json
+from roles.facts import CARDS, MissingPackages, Texts, from_json
 
 ENGINE = "/opt/moehost/engine"
 RELEASES = f"{ENGINE}/releases"
@@ -133,8 +133,7 @@ class Toolchain(Texts, FactBase[dict[str, str]]):
         "nvcc": "for each in $(readlink -f /usr/local/cuda*/bin/nvcc $(command -v nvcc) | sort -u); do "
         'test -x $each && echo "${each%/bin/nvcc} $($each --version | tail -n 2 | tr "\\n" " ")"; done',
         "cards": "nvidia-smi --query-gpu=compute_cap,memory.free --format=csv,noheader,nounits",
-        # Display controllers (class 03) of NVIDIA.
-        "pci": "grep -l 0x10de $(grep -l ^0x03 /sys/bus/pci/devices/*/class | sed s/class$/vendor/) /dev/null",
+        "pci": CARDS,
         "cpu_flags": "grep -m 1 ^flags /proc/cpuinfo",
         "cores": "nproc",
         "available_kib": "grep ^MemAvailable /proc/meminfo",

@@ -10,7 +10,7 @@ from typing import Any
 from pyinfra import host
 from pyinfra.api import FunctionCommand, QuoteString, StringCommand, operation
 
-from moehost import bake, images, prove, recipe, toolchain
+from moehost import bake, container, images, prove, recipe, toolchain
 from moehost.images import Base, ImageError, There
 from moehost.settings import Engine
 from roles.ik_llama.build import SOURCE, checkout, small_model, unit_options, watch
@@ -19,8 +19,6 @@ from roles.operations import files, packages, refuse, render
 
 # Where NVIDIA's images have it.
 CUDA = "/usr/local/cuda"
-# Who an image's server is; the same number on every node, and nobody's elsewhere.
-USER = 10001
 # Podman needs root, but no key; the stages that run the engine's own code are somebody else's (Containerfile.j2).
 UNIT = ["Environment=HOME=/root", "InaccessiblePaths=-/etc/moehost", "PrivateTmp=yes", "MemorySwapMax=0"]
 
@@ -77,7 +75,7 @@ def _texts(there: There, base: Base, runtime: str) -> dict[str, str]:
         "upgrade": "apt-get -qq --option Dpkg::Use-Pty=0 upgrade && " if runtime.startswith(images.BASES) else "",
         "packages": [*PACKAGES, "python3"],
         "builder": there.builder,
-        "user": USER,
+        "user": container.USER,
         "workshop": WORKSHOP,
         "source": SOURCE,
         "folder": f"{WORKSHOP}/builds/{release}",

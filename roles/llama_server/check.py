@@ -16,9 +16,6 @@ from roles.facts import from_json
 from roles.llama_server.facts import Rehearsal, VramUsed
 from roles.models.operations import LIBRARY
 
-# A card that holds less than this share of its ledger was not used: the engine runs on the CPU.
-FALLBACK_SHARE = 0.5
-
 
 def key(plan: Plan, build: str) -> str:
     """What a rehearsal belongs to: the plan before any correction, and the engine's build."""
@@ -71,12 +68,12 @@ def rehearsal(plan: Plan, key: str, engine: str) -> dict[str, Any]:
 def in_use(plan: Plan) -> tuple[dict[str, dict[str, int]], str | None]:
     """What each card holds beside what the ledger says, MiB, and why that can't be right, if so."""
     measured, problem = {}, None
-    for row, used_mib in zip(plan.placement.rows, host.get_fact(VramUsed), strict=False):
-        ledger_mib = row.capacity_mib - row.free_mib - row.margin_mib
-        measured[row.device] = {"ledger_mib": ledger_mib, "used_mib": used_mib}
-        if used_mib < FALLBACK_SHARE * ledger_mib:
+    cards = zip(plan.placement.rows, plan.least_mib, host.get_fact(VramUsed), strict=False)
+    for row, least_mib, used_mib in cards:
+        measured[row.device] = {"ledger_mib": row.used_mib, "used_mib": used_mib}
+        if used_mib < least_mib:
             problem = (
-                f"{row.device} holds {used_mib} MiB where the plan puts {ledger_mib} MiB: the engine is on the CPU; "
-                "see its log for CUDA"
+                f"{row.device} holds {used_mib} MiB where the plan puts {row.used_mib} MiB: "
+                "the engine is on the CPU; see its log for CUDA"
             )
     return measured, problem

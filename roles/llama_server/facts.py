@@ -8,7 +8,9 @@ from roles.facts import from_json
 
 
 class EngineContract(FactBase[dict[str, str]]):
-    """An engine in its own words: `build` (its build.json), `version` and `help`. Empty without one.
+    """An engine in its own words: `release` (its name), `build` (its build.json), `version` and `help`.
+
+    Empty without one.
 
     + engine: folder of the release
     """
@@ -19,14 +21,13 @@ class EngineContract(FactBase[dict[str, str]]):
         # --help of ik_llama.cpp exits 1, so exit codes say nothing here.
         return StringCommand(
             "cd", QuoteString(engine), "2>/dev/null && test -x bin/llama-server || exit 0;",
-            "cat build.json; echo '===';",
+            "pwd -P | sed 's,.*/,,'; echo '==='; cat build.json; echo '===';",
             "bin/llama-server --version 2>&1; echo '==='; bin/llama-server --help 2>&1; true",
         )  # fmt: skip
 
     def process(self, output: list[str]) -> dict[str, str]:
-        build, _, rest = "\n".join(output).partition("\n===\n")
-        version, _, text = rest.partition("\n===\n")
-        return {"build": build, "version": version, "help": text}
+        release, build, version, text = ("\n".join(output).split("\n===\n", 3) + [""] * 3)[:4]
+        return {"release": release, "build": build, "version": version, "help": text}
 
 
 class ModelHeaders(FactBase[list[dict[str, Any]]]):
@@ -103,6 +104,8 @@ class VramUsed(FactBase[list[int]]):
 class ServiceState(FactBase[dict[str, Any]]):
     """A unit as systemd sees it, the generation that its process was started with, and who holds its port.
 
+    A process of the unit's own, in a container for instance, is no other.
+
     Keys of systemd (`ActiveState`, `SubState`, `Result`, `MainPID`, `NRestarts`, `MemoryCurrent`, `UnitFileState`,
     `NeedDaemonReload`), `generation`, and `port_holder` (name and pid of another process, or empty).
 
@@ -120,7 +123,8 @@ class ServiceState(FactBase[dict[str, Any]]):
             "pid=$(systemctl show --property MainPID --value", QuoteString(unit), ");",
             "echo generation=$(tr '\\0' '\\n' 2>/dev/null </proc/$pid/environ | sed -n s/^MOEHOST_GENERATION=//p);",
             "echo port_holder=$(ss -Hltnp", QuoteString(f"sport = :{port}"),
-            "2>/dev/null | grep -v \"pid=$pid,\" | grep -o '\"[^\"]*\",pid=[0-9]*' | head -n 1 || true)",
+            "2>/dev/null | grep -v \"pid=$pid,\" | grep -o '\"[^\"]*\",pid=[0-9]*' | while read -r holder; do",
+            "grep -qF", QuoteString(f"/{unit}"), "/proc/${holder##*=}/cgroup || { echo \"$holder\"; break; }; done)",
         )  # fmt: skip
 
     def process(self, output: list[str]) -> dict[str, Any]:
@@ -149,15 +153,63 @@ class Inputs(FactBase[str]):
 
 
 class InstalledServices(FactBase[list[str]]):
-    """The units of llama-server that moehost has put on this node."""
+    """The paths of the units and Quadlets of llama-server that moehost has put on this node."""
 
     default = list
 
     def command(self) -> str:
-        return "ls /etc/systemd/system | grep '^llama-server-.*[.]service$' || true"
+        return (
+            "ls -d /etc/systemd/system/llama-server-*.service /etc/containers/systemd/llama-server-*.container "
+            "2>/dev/null || true"
+        )
 
     def process(self, output: list[str]) -> list[str]:
         return output
+
+
+class Containers(FactBase[dict[str, str]]):
+    """What a node has for a container: `podman` (its version) and `image` (the image's id), empty where absent.
+
+    + image: name of the image
+    """
+
+    @staticmethod
+    def default() -> dict[str, str]:
+        return {"podman": "", "image": ""}
+
+    def command(self, image: str) -> StringCommand:
+        return StringCommand(
+            "echo podman=$(podman --version 2>/dev/null);",
+            "echo image=$(podman image inspect --format '{{.Id}}'", QuoteString(image), "2>/dev/null)",
+        )  # fmt: skip
+
+    def process(self, output: list[str]) -> dict[str, str]:
+        return dict(line.split("=", 1) for line in output if "=" in line)
+
+
+class Generated(FactBase[dict[str, str]]):
+    """What Podman's own generator makes of a Quadlet: `unit` (empty where it refuses it), and what it `said`.
+
+    + quadlet: text of the file
+    + unit: name of the unit that comes out
+    """
+
+    @staticmethod
+    def default() -> dict[str, str]:
+        return {"unit": "", "said": ""}
+
+    def command(self, quadlet: str, unit: str) -> StringCommand:
+        file = f"{unit.removesuffix('.service')}.container"
+        return StringCommand(
+            "cd $(mktemp -d) && printf %s", QuoteString(quadlet), ">", QuoteString(file),
+            "&& QUADLET_UNIT_DIRS=$PWD /usr/lib/systemd/system-generators/podman-system-generator --dryrun",
+            ">unit 2>said; cat unit; echo; echo ===; cat said; rm -r \"$PWD\"",
+        )  # fmt: skip
+
+    def process(self, output: list[str]) -> dict[str, str]:
+        unit, _, said = "\n".join(output).partition("\n===\n")
+        # A heading with the unit's name comes first.
+        return {"unit": unit.partition("---\n")[2].strip() + "\n" if "---\n" in unit else "", "said": said}
 
 
 class Switch(FactBase[dict[str, Any]]):

@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from pyinfra import host, logger
@@ -15,7 +16,8 @@ from moehost.speed import Constants
 from roles.facts import FileStates
 from roles.llama_server import check
 from roles.llama_server.facts import InstalledServices, ServiceState
-from roles.llama_server.wanted import UNITS, NotYet, Refused, Wanted, folder, tell, wanted
+from roles.llama_server.units import folder, paths
+from roles.llama_server.wanted import NotYet, Refused, Wanted, tell, wanted
 from roles.operations import files, refuse
 
 MIB = 1 << 20
@@ -72,12 +74,19 @@ def running(node: Node, service: Service, index: int, constants: Constants) -> I
     if changes:
         tell(service.name, list(_news(goal)))
     yield from changes
+    leftovers = [_taken_away(path) for path in host.get_fact(FileStates, paths=goal.leftovers)]
+    yield from leftovers
     # From here the facts are read after the commands above have run.
     state = host.get_fact(ServiceState, unit=service.unit, port=service.port)
     if state.get("NeedDaemonReload") == "yes":
         yield "systemctl daemon-reload"
-    if state.get("UnitFileState") != "enabled":
-        yield StringCommand("systemctl enable --quiet", QuoteString(service.unit))
+    if state.get("UnitFileState") != goal.source.unit_file_state:
+        # What Podman's generator makes is enabled by being there.
+        yield (
+            "systemctl daemon-reload"
+            if goal.source.is_quadlet
+            else StringCommand("systemctl enable --quiet", QuoteString(service.unit))
+        )
     if state.get("generation") != goal.generation:
         # A unit that failed too often is not started again without reset-failed.
         yield StringCommand(
@@ -86,7 +95,7 @@ def running(node: Node, service: Service, index: int, constants: Constants) -> I
         )  # fmt: skip
     if state.get("generation") != goal.generation or state.get("ActiveState") != "active":
         yield FunctionCommand(_wait_until_ready, (service, goal.generation, goal.plan), {})
-    elif not changes:
+    elif not changes and not leftovers:
         host.noop(f"{service.unit} runs as planned")
 
 
@@ -151,10 +160,20 @@ def gone(services: list[str]) -> Iterator[Any]:
 
     + services: names of the services that stay
     """
-    stay = {f"llama-server-{name}.service" for name in services}
-    leave = [unit for unit in host.get_fact(InstalledServices) if unit not in stay]
-    for unit in leave:
-        yield StringCommand("systemctl disable --now --quiet", QuoteString(unit))
-        yield StringCommand("rm", QuoteString(f"{UNITS}/{unit}"), "&& systemctl daemon-reload")
+    stay = {path for service in services for path in paths(service)}
+    leave = [path for path in host.get_fact(InstalledServices) if path not in stay]
+    for path in leave:
+        yield StringCommand("systemctl stop", QuoteString(f"{Path(path).stem}.service"))
+        yield _taken_away(path)
     if not leave:
         host.noop("no service is left over")
+
+
+def _taken_away(path: str) -> StringCommand:
+    """Remove a unit, or a Quadlet with what Podman keeps for it; the process goes on until it is stopped."""
+    file, identity = Path(path), QuoteString(Path(path).stem)
+    if file.suffix == ".container":
+        before = StringCommand("podman secret rm", identity, "2>/dev/null;")
+    else:
+        before = StringCommand("systemctl disable --quiet", QuoteString(file.name), "&&")
+    return StringCommand(before, "rm", QuoteString(path), "&& systemctl daemon-reload")

@@ -15,7 +15,8 @@ from moehost.settings import Node
 from moehost.speed import Constants
 from roles.ik_llama.facts import ENGINE, Releases
 from roles.llama_server.facts import Switch
-from roles.llama_server.wanted import NotYet, Refused, Wanted, folder, wanted
+from roles.llama_server.units import folder
+from roles.llama_server.wanted import NotYet, Refused, Wanted, wanted
 from roles.operations import refuse
 
 UNIT = "moehost-switch.service"
@@ -59,7 +60,7 @@ def switched(node: Node, constants: Constants) -> Iterator[Any]:
         new=there["next"],
         drain_s=node.engine.drain_s,
         canary_share=node.engine.canary_share,
-        services=[_service(goal, there["next"]) for goal in goals],
+        services=[_service(goal) for goal in goals],
     )
     yield StringCommand(
         "rm -rf", FOLDER, "&& mkdir -m 700", FOLDER, "&& cat >", f"{FOLDER}/switch.py",
@@ -73,15 +74,16 @@ def switched(node: Node, constants: Constants) -> Iterator[Any]:
     yield FunctionCommand(_watch, (job.new,), {})
 
 
-def _service(goal: Wanted, release: str) -> switch.Service:
+def _service(goal: Wanted) -> switch.Service:
     service = goal.service
     return switch.Service(
         unit=service.unit,
         address=f"{service.url_host}:{service.port}",
         keys=f"{folder(service.name)}/api-keys",
         generation=goal.generation,
-        trial=goal.unit(f"releases/{release}"),
+        trial=goal.trial,
         contents=goal.contents,
+        leftovers=goal.leftovers,
         limit_s=service.start_timeout_s,
     )
 

@@ -2,28 +2,33 @@
 
 import hashlib
 import json
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pyinfra import host, logger
 
-from moehost import engine
+from moehost import container, engine
 from moehost.gguf import GgufSet, Header
 from moehost.hardware import node_from_facts
 from moehost.plan import REFUSALS, Plan, make
 from moehost.settings import Node, Service
 from moehost.speed import Constants
-from moehost.unit import exec_line
-from roles.base import PROGRAMS
 from roles.facts import Machine, from_json
 from roles.ik_llama.facts import ENGINE
 from roles.llama_server import check
-from roles.llama_server.facts import ArgumentsProbe, EngineContract, Inputs, ModelHeaders, ServiceState
+from roles.llama_server.facts import (
+    ArgumentsProbe,
+    Containers,
+    EngineContract,
+    Generated,
+    Inputs,
+    ModelHeaders,
+    ServiceState,
+)
+from roles.llama_server.units import Source, folder, paths
 from roles.models.facts import StoredModel
 from roles.models.operations import LIBRARY
-from roles.operations import render
-
-UNITS = "/etc/systemd/system"
 
 
 class Refused(Exception):
@@ -38,17 +43,28 @@ class NotYet(Exception):
 class Wanted:
     """A service on one release of the engine.
 
+    + source: what its unit is made from
     + generation: what its process is recognised by: a hash of all that it reads only at its start
+    + generated: for a Quadlet, what Podman makes of it; empty where its process runs already
     + plan_json: the plan as it is kept
     + tried: the record of the engine's own check of the plan, if there is one
     """
 
-    service: Service
-    plan: Plan
-    model_path: str
+    source: Source
     generation: str
+    generated: str
     plan_json: dict[str, Any]
     tried: dict[str, Any] | None
+
+    @property
+    def service(self) -> Service:
+        """Its settings."""
+        return self.source.service
+
+    @property
+    def plan(self) -> Plan:
+        """Its plan."""
+        return self.source.plan
 
     @property
     def plan_path(self) -> str:
@@ -58,42 +74,27 @@ class Wanted:
     @property
     def contents(self) -> dict[str, str]:
         """Its files, by path."""
-        texts = {f"{UNITS}/{self.service.unit}": self.unit("current"), self.plan_path: _text(self.plan_json)}
+        texts = {self.source.path: self.source.text(self.generation), self.plan_path: _text(self.plan_json)}
         if self.tried:
             texts[f"{folder(self.service.name)}/rehearsal.json"] = _text(self.tried)
         return texts
 
-    def unit(self, release: str) -> str:
-        """Its unit, with the engine from a folder or link below `/opt/moehost/engine`."""
-        return unit_text(self.service, self.plan, self.model_path, self.generation, release)
+    @property
+    def leftovers(self) -> list[str]:
+        """Paths where it must have nothing: the unit of the other runtime."""
+        return [path for path in paths(self.service.name) if path != self.source.path]
+
+    @property
+    def trial(self) -> str:
+        """Its unit as systemd reads it, with the very release that the plan is for."""
+        if self.source.is_quadlet:
+            # Where the text came from is gone by then.
+            return re.sub(r"^SourcePath=.*\n", "", self.generated, flags=re.MULTILINE)
+        return self.source.text(self.generation, f"releases/{self.source.release}")
 
 
 def _text(data: dict[str, Any]) -> str:
     return json.dumps(data, indent=2) + "\n"
-
-
-def folder(service: str) -> str:
-    """Where a service's plan and keys are."""
-    return f"/etc/moehost/{service}"
-
-
-def unit_text(service: Service, plan: Plan, model_path: str, generation: str, release: str = "current") -> str:
-    """The unit of a service; `generation` is what the running process is recognised by."""
-    placement = plan.placement
-    return render(
-        "llama_server/llama-server.service.j2",
-        service=service,
-        exec_start=exec_line([f"{ENGINE}/{release}/bin/llama-server", *plan.arguments]),
-        environment=placement.env,
-        model_path=model_path,
-        model_dir=model_path.rpartition("/")[0],
-        host_mib=placement.host_mib,
-        warm_up_tokens=placement.offload.warm_up_tokens,
-        folder=folder(service.name),
-        programs=PROGRAMS,
-        gpus=len(plan.node.gpus),
-        generation=generation,
-    )
 
 
 def wanted(node: Node, service: Service, index: int, constants: Constants, release: str) -> Wanted:
@@ -120,7 +121,8 @@ def wanted(node: Node, service: Service, index: int, constants: Constants, relea
         headers = host.get_fact(ModelHeaders, path=model_path, library=LIBRARY)
         if not headers:
             raise ValueError(f"{model_path} has no header that can be read; fetch the model again")
-        machine = node_from_facts(**host.get_fact(Machine))
+        facts = host.get_fact(Machine)
+        machine = node_from_facts(**(facts | {"nvidia_smi": ""} if node.gpu == "off" else facts))
         found = GgufSet(tuple(Header.from_json(each) for each in headers))
         state = host.get_fact(ServiceState, unit=service.unit, port=service.port)
         plan = make(service, model_path, found, machine, build["dialect"], constants)
@@ -129,13 +131,19 @@ def wanted(node: Node, service: Service, index: int, constants: Constants, relea
         if tried:
             margins = tuple(tried["margins_mib"])
             plan = make(service, model_path, found, machine, build["dialect"], constants, margins)
+        source = Source(service, plan, model_path, contract["release"])
     except REFUSALS as reason:
         raise Refused(f"{where}: {reason}") from None
 
     inputs = host.get_fact(Inputs, engine=link, model_dir=model_dir, keys=f"{folder(service.name)}/api-keys")
-    blank = unit_text(service, plan, model_path, generation="")
-    generation = hashlib.sha256(f"{blank}\n{inputs}".encode()).hexdigest()[:16]
-    name = f"{build['dialect']} {engine.Version.parse(contract['version']).text}"
+    if service.runtime == "container":
+        there = host.get_fact(Containers, image=source.image)
+        source = replace(source, podman=container.version(there["podman"]))
+        if problem := _container_problem(source, there):
+            raise Refused(f"{where}.runtime: {problem}")
+        inputs += f"\n{there['image']}"
+    generation = hashlib.sha256(f"{source.text(generation='')}\n{inputs}".encode()).hexdigest()[:16]
+    name, generated = f"{build['dialect']} {engine.Version.parse(contract['version']).text}", ""
     if state.get("generation") != generation:
         if holder := state.get("port_holder"):
             program, _, pid = holder.replace('"', "").partition(",pid=")
@@ -147,7 +155,36 @@ def wanted(node: Node, service: Service, index: int, constants: Constants, relea
         arguments = engine.probe_arguments(plan.arguments)
         if refusal := engine.refusal(host.get_fact(ArgumentsProbe, engine=link, arguments=arguments)):
             raise Refused(f"{where}: {name} refuses these arguments: {refusal}")
-    return Wanted(service, plan, model_path, generation, plan.to_json(name), tried)
+        if source.is_quadlet:
+            generated = _generated(source, generation, where)
+    return Wanted(source, generation, generated, plan.to_json(name), tried)
+
+
+def _container_problem(source: Source, there: dict[str, str]) -> str | None:
+    """Why the service can't run in a container on this node, or None."""
+    if source.podman < container.FIRST_PODMAN:
+        have = there["podman"] or "no Podman"
+        return f"the node has {have}, and a service needs 4.0 or later; upgrade it, or use runtime 'native'"
+    if not there["image"]:
+        return (
+            f"there is no image {source.image}; a deploy with engine.image makes that of the release it builds, so "
+            "build this one again, or use runtime 'native'"
+        )
+    return None
+
+
+def _generated(source: Source, generation: str, where: str) -> str:
+    """What Podman makes of the Quadlet; raises Refused where its command line is not that of the plan."""
+    unit = source.service.unit
+    made = host.get_fact(Generated, quadlet=source.text(generation), unit=unit)
+    if not made["unit"]:
+        said = made["said"].strip() or "it says nothing"
+        raise Refused(f"{where}.runtime: Podman makes no unit of its Quadlet: {said}")
+    found = container.arguments(made["unit"], source.image)
+    if found != source.plan.arguments:
+        changed = container.difference(source.plan.arguments, found)
+        raise Refused(f"{where}.runtime: Podman's generator changes the plan: {changed}; use runtime 'native'")
+    return made["unit"]
 
 
 def tell(name: str, lines: list[str]) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from moehost.container import KEYS_PATH
 from moehost.settings import Sampling, Service
 
 Dialect = Literal["ik", "llama.cpp"]
@@ -24,8 +25,8 @@ IK_HIDDEN_FLAGS = frozenset(
         *("--peg", "-rcache", "--rope-cache", "--logit-bias"),
     ]
 )
-# systemd expands %d to the unit's credentials directory.
-API_KEYS = "%d/api-keys"
+# Where the server finds its keys: systemd expands %d to the unit's credentials directory, Podman mounts a secret.
+API_KEYS = {"native": "%d/api-keys", "container": KEYS_PATH}
 REMOVED = "the argument has been removed"
 PROBE_MODEL = "/nonexistent/probe.gguf"
 # The engines' own defaults of --cache-ram and, per slot, --ctx-checkpoints.
@@ -123,7 +124,7 @@ def command_line(service: Service, model_path: str, offload: Offload, dialect: D
     """The arguments of llama-server for a service; the owner's `server_args` come last, so they win."""
     return [
         *("-m", model_path, "--alias", service.name),
-        *("--host", service.host, "--port", str(service.port), "--api-key-file", API_KEYS),
+        *("--host", service.host, "--port", str(service.port), "--api-key-file", API_KEYS[service.runtime]),
         *offload_arguments(offload, dialect),
         *_sampling(service.sampling),
         # No slots endpoint: it shows the prompts of others.

@@ -74,10 +74,15 @@ class Row:
     margin_mib: int = 0
 
     @property
+    def used_mib(self) -> int:
+        """What the plan puts there."""
+        used = self.dense_mib + self.experts_mib + self.kv_mib + self.state_mib + self.compute_mib
+        return used + self.context_mib + self.cache_mib
+
+    @property
     def free_mib(self) -> int:
         """What is left; below 0 is what lacks."""
-        used = self.dense_mib + self.experts_mib + self.kv_mib + self.state_mib + self.compute_mib
-        return self.capacity_mib - used - self.context_mib - self.cache_mib - self.margin_mib
+        return self.capacity_mib - self.used_mib - self.margin_mib
 
     def to_json(self) -> dict[str, Any]:
         """The contract's row: a GPU's compute counts its context in, the CPU's cache all that is neither weights

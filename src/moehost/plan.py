@@ -16,6 +16,8 @@ from moehost.request import Request
 from moehost.settings import Service
 from moehost.speed import PUBLISHED, Constants
 
+# A card that holds less than this share of its ledger was not used: the engine runs on the CPU.
+FALLBACK_SHARE = 0.5
 # What a wish that can't be fulfilled raises; each says in one line what, where, and how to mend it.
 REFUSALS = (ValueError, DoesNotFit)
 
@@ -28,6 +30,11 @@ class Plan:
     arguments: list[str]
     model: Model
     node: Node
+
+    @property
+    def least_mib(self) -> list[int]:
+        """What each card must hold when the service is ready, in their order: else the engine runs on the CPU."""
+        return [int(FALLBACK_SHARE * row.used_mib) for row in self.placement.rows[: len(self.node.gpus)]]
 
     def to_json(self, engine_name: str) -> dict[str, Any]:
         """The plan contract, and beside it the facts that the plan follows from."""

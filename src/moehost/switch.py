@@ -39,6 +39,7 @@ class Service:
     + generation: what its process is recognised by once it runs with the new release
     + trial: its unit for the time of the trial
     + contents: its files afterwards, by path
+    + leftovers: paths where it must have nothing afterwards
     + limit_s: how long a start may take
     """
 
@@ -48,6 +49,7 @@ class Service:
     generation: str
     trial: str
     contents: dict[str, str]
+    leftovers: list[str]
     limit_s: int
 
 
@@ -180,6 +182,8 @@ class Switch:
         for service in self.job.services:
             for path, text in service.contents.items():
                 _write(Path(path), text)
+            for path in service.leftovers:
+                Path(path).unlink(missing_ok=True)
         if self.job.old:
             _link(engine / "previous", self.job.old)
         _link(engine / "current", self.job.new)

@@ -23,6 +23,7 @@ PREFIXES = [
     "/opt/moehost",
     "/var/lib/moehost",
     "/etc/systemd/system",
+    "/etc/containers/systemd",
     "/usr/bin/llama-server",
     "/etc/os-release",
     "/etc/apt/sources.list",
@@ -370,7 +371,11 @@ def test_a_fresh_node_has_nothing_to_read(node):
 def test_units_of_others_are_not_ours(node):
     for unit in ("llama-server-tiny.service", "llama-server.service", "llama-server-a.service.d", "ssh.service"):
         node.write(f"/etc/systemd/system/{unit}")
-    assert node.ask(InstalledServices) == ["llama-server-tiny.service"]
+    node.write("/etc/containers/systemd/llama-server-big.container")
+    assert [path.removeprefix(str(node.folder)) for path in node.ask(InstalledServices)] == [
+        "/etc/containers/systemd/llama-server-big.container",
+        "/etc/systemd/system/llama-server-tiny.service",
+    ]
 
 
 def test_a_node_without_units(node):

@@ -44,6 +44,7 @@ OF_NOTHING = {
     "facts.Machine": dict.fromkeys(["lscpu", "meminfo", "nvidia_smi", "has_memory", "l3_ids"], ""),
     "facts.MissingPackages": [],
     "facts.OsRelease": {},
+    "gpu_gate.facts.Gate": {"cards": "", "state": "", "ready": ""},
     "ik_llama.facts.Build": {},
     "ik_llama.facts.Catalogue": {"current": "", "next": "", "previous": "", "releases": [], "leftovers": []},
     "ik_llama.facts.Checkout": {},
@@ -57,7 +58,9 @@ OF_NOTHING = {
         ["compiler", "missing", "nvcc", "cards", "pci", "cpu_flags", "cores", "available_kib"], ""
     ),
     "llama_server.facts.ArgumentsProbe": "",
+    "llama_server.facts.Containers": {"podman": "", "image": ""},
     "llama_server.facts.EngineContract": {},
+    "llama_server.facts.Generated": {"unit": "", "said": ""},
     "llama_server.facts.Inputs": "",
     "llama_server.facts.InstalledServices": [],
     "llama_server.facts.ModelHeaders": [],

@@ -61,7 +61,7 @@ def run(*states, contract=CONTRACT, probe=TAKEN, inputs="engine\nmodel\nkeys", f
         Inputs: inputs,
         ArgumentsProbe: probe,
         Rehearsal: more.pop("rehearsal", None),
-        FileStates: files or {},
+        FileStates: lambda paths: {path: files[path] for path in paths if path in (files or {})},
     }
     arguments = {"node": settings_of(**more), "service": service(**more), "index": 3, "constants": PUBLISHED}
     return play(running, facts, **arguments)
@@ -162,7 +162,7 @@ def test_the_plan_holds_the_command_line_of_the_unit(described):
 
 def test_the_dialect_is_that_of_the_engine_that_is_there():
     help_text = (Path(__file__).parents[1] / "fixtures/help/ik_llama.cpp-8337e4cd-cpu.txt").read_text()
-    contract = {"build": '{"dialect": "ik"}', "version": "version: 4840 (8337e4cd3)", "help": help_text}
+    contract = {**CONTRACT, "build": '{"dialect": "ik"}', "version": "version: 4840 (8337e4cd3)", "help": help_text}
     probe = "llama_init_from_gpt_params: error: failed to load model '/nonexistent/probe.gguf'"
     (_, plan, *_), _ = run(INACTIVE, contract=contract, probe=probe)
     assert "--no-mmap" in json.loads(plan["_stdin"])["argv"]
@@ -239,7 +239,7 @@ def test_the_probe_names_no_model_no_key_and_no_port_of_the_service():
 # What a build with CUDA lists beyond one without.
 GPU_HELP = "  -ngl,  --gpu-layers N\n  -sm,   --split-mode N\n  -ts,   --tensor-split N\n"
 IK_HELP = (Path(__file__).parents[1] / "fixtures/help/ik_llama.cpp-8337e4cd-cpu.txt").read_text()
-IK = {"build": '{"dialect": "ik"}', "version": "version: 4840 (8337e4cd3)", "help": IK_HELP + GPU_HELP}
+IK = {**CONTRACT, "build": '{"dialect": "ik"}', "version": "version: 4840 (8337e4cd3)", "help": IK_HELP + GPU_HELP}
 IK_TAKEN = "llama_init_from_gpt_params: error: failed to load model '/nonexistent/probe.gguf'"
 # The lines of a dry run that count, in the form of src/llama.cpp; the sizes are made up for the test.
 LOG = """\

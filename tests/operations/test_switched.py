@@ -29,7 +29,7 @@ def run(releases=(THERE,), switching=IDLE, contract=CONTRACT, state=RUNNING, **e
         StoredModel: MANIFEST if contract else None,
         ModelHeaders: HEADERS,
         Machine: machine(0),
-        EngineContract: lambda engine: contract,
+        EngineContract: lambda engine: contract and {**contract, "release": "new"},
         ServiceState: state,
         Inputs: lambda engine, model_dir, keys: f"releases/{Path(engine).name}",
         ArgumentsProbe: TAKEN,

@@ -35,8 +35,9 @@ WITHOUT_PACKAGE = (
     "Debian 13 and later do"
 )
 
-# A plan ends at the first command of an operation; tests/operations render these.
+# A plan ends at the first command of an operation; tests/operations render these, and test_unit.py the units.
 BEYOND_A_PLAN = {
+    *(f"llama_server/{each}.j2" for each in ("llama-server.container", "llama-server-podman.service", "container")),
     *("apt/fetch-key.j2", "apt/source.j2", "ik_llama/cuda.preferences.j2"),
     *("ik_llama/build.j2", "ik_llama/checkout.j2", "ik_llama/Containerfile.j2"),
 }
@@ -84,10 +85,10 @@ def plan(tmp_path_factory, notes):
     spy.write_text(
         "from roles import operations\n"
         "take = operations._environment.get_template\n"
-        "def noted(name):\n"
+        "def noted(name, *parent):\n"
         f"    with open({str(notes)!r}, 'a') as file:\n"
         "        print(name, file=file)\n"
-        "    return take(name)\n"
+        "    return take(name, *parent)\n"
         "operations._environment.get_template = noted\n" + (ROOT / "deploy.py").read_text()
     )
     nodes = {
@@ -95,6 +96,7 @@ def plan(tmp_path_factory, notes):
         "builder": {"services": [SERVICE]},
         "two": {**PACKAGED, "services": [SERVICE, OTHER]},
         "ready": {**PACKAGED, "fake_responses": WITH_ENGINE | planned_node.responses(), "services": [SERVICE]},
+        "carded": {**PACKAGED, "fake_responses": {"=== cards": ["=== cards", "/sys/bus/pci/devices/x/vendor"]}},
         "old": {**PACKAGED, "fake_responses": BOOKWORM},
         "wrong": {"services": [{**SERVICE, "contxt": 1}], "models_dir": "srv"},
         "tokenless": {"hf_token_file": "/nonexistent/token"},

@@ -73,7 +73,7 @@ class Served:
     def __init__(self, build: Path, folder: Path) -> None:
         (folder / "m.gguf").write_bytes(gguf_bytes({"blk.0.weight": 10}))
         (folder / "keys").write_text(f"{KEY}\n")
-        arguments = ["keys" if word == API_KEYS else word for word in ARGUMENTS]
+        arguments = ["keys" if word == API_KEYS["native"] else word for word in ARGUMENTS]
         argv = [str(build / "bin/llama-server"), *arguments, "--host", "127.0.0.1", "--port", "0"]
         self.process = subprocess.Popen(argv, cwd=folder, stdout=subprocess.PIPE, text=True)
         assert self.process.stdout

@@ -8,7 +8,7 @@ import pytest
 from moehost import switch
 from moehost.switch import Job, Service, is_degenerate
 
-SERVICE = Service("llama-server-tiny.service", "127.0.0.1:8080", "/keys", "0123", "[Unit]\n", {"/a": "b"}, 60)
+SERVICE = Service("llama-server-tiny.service", "127.0.0.1:8080", "/keys", "0123", "[Unit]\n", {"/a": "b"}, [], 60)
 
 
 @pytest.mark.parametrize("text", ["", "  \n", "@@@@@@@@", "G G G G", "\ufffd\ufffd\ufffd"])

@@ -22,7 +22,7 @@ from moehost import settings
 from moehost.hardware import Node
 from moehost.plan import make
 from moehost.unit import exec_line
-from roles.llama_server.wanted import unit_text
+from roles.llama_server.units import Source
 from roles.operations import render
 from tests.unit.full_size import as_set, qwen35_397b
 from tests.unit.machines import epyc_9175f
@@ -32,23 +32,33 @@ GOLDEN = Path(__file__).parents[1] / "fixtures/units"
 
 def service(**more: Any) -> settings.Service:
     model = {"name": "Qwen3.5-397B-A17B-IQ4_NL", "source": "file:///srv/q-00001-of-00006.gguf"}
-    return settings.read({"services": [{"name": "qwen", "model": model, **more}]}).services[0]
+    node = {"services": [{"name": "qwen", "model": model, **more}], "engine": {"image": {}}}
+    return settings.read(node).services[0]
 
 
-def unit(dialect: str, node: Node, **more: Any) -> str:
-    """The unit of a service as it is planned for a machine."""
+def unit(dialect: str, node: Node, podman: tuple[int, int] = (0, 0), **more: Any) -> str:
+    """The unit or Quadlet of a service as it is planned for a machine."""
     wanted = service(**more)
     path = "/srv/models/Qwen3.5-397B-A17B-IQ4_NL/q-00001-of-00006.gguf"
     plan = make(wanted, path, HEADERS, node, dialect)
-    return unit_text(wanted, plan, path, generation="0123456789abcdef")
+    return Source(wanted, plan, path, "8337e4cd3861-b1f28538", podman).text("0123456789abcdef")
 
 
 HEADERS = as_set(qwen35_397b())
+# Files of systemd's own format; those of containers are looked at by their own tests, too.
+CONTAINERS = {
+    "gpus-5.4.container": unit("ik", epyc_9175f(2), (5, 4), runtime="container"),
+    "gpus-4.9.container": unit("ik", epyc_9175f(2), (4, 9), runtime="container", sys_nice=False),
+    "cpu-5.4.container": unit("ik", epyc_9175f(0), (5, 4), runtime="container", context=8192, host="0.0.0.0"),
+    "gpus-4.3.service": unit("ik", epyc_9175f(2), (4, 3), runtime="container"),
+}
 UNITS = {
     "cpu": unit("llama.cpp", epyc_9175f(0), context=8192, ubatch=512),
     "gpus": unit("ik", epyc_9175f(2), server_args=["--chat-template-file", "/srv/a b.jinja"]),
     "open": unit("llama.cpp", epyc_9175f(0), host="0.0.0.0", port=9000, memory_max="700G", start_timeout_s=600),
 }
+
+FILES = {f"{name}.service": text for name, text in UNITS.items()} | CONTAINERS
 
 
 def directives(text: str) -> list[tuple[str, str]]:
@@ -93,15 +103,15 @@ class TestExecLine:
 
 
 class TestGolden:
-    @pytest.mark.parametrize("name", UNITS)
+    @pytest.mark.parametrize("name", FILES)
     def test_the_whole_unit(self, name: str) -> None:
-        file = GOLDEN / f"{name}.service"
+        file = GOLDEN / name
         if os.environ.get("UPDATE_GOLDEN"):
-            file.write_text(UNITS[name])
-        assert UNITS[name] == file.read_text()
+            file.write_text(FILES[name])
+        assert FILES[name] == file.read_text()
 
     def test_every_file_has_its_unit(self) -> None:
-        assert {path.stem for path in GOLDEN.iterdir()} == set(UNITS)
+        assert {path.name for path in GOLDEN.iterdir()} == set(FILES)
 
 
 @pytest.mark.parametrize("text", UNITS.values(), ids=UNITS)
@@ -127,15 +137,16 @@ class TestEveryUnit:
         ]
 
     def test_a_directive_that_may_stand_once_stands_once(self, text: str) -> None:
-        several = {"Environment", "ExecStartPost", "SystemCallFilter"}
+        several = {"After", "Environment", "ExecStartPost", "SystemCallFilter"}
         keys = [key for key, _ in directives(text) if key not in several]
         assert len(keys) == len(set(keys))
 
     def test_the_unit_is_ready_only_when_it_has_answered_warm(self, text: str) -> None:
-        wait, warm = values(text, "ExecStartPost")
+        wait, warm, *rest = values(text, "ExecStartPost")
         assert wait.split()[0].endswith("/wait-ready")
         assert warm.split()[0].endswith("/warm-up")
         assert wait.split()[1] == warm.split()[1]
+        assert [each for each in values(text, "Requires") if each] == (["moehost-gpu.service"] if rest else [])
         assert int(wait.split()[2]) < int(values(text, "TimeoutStartSec")[0])
 
     @pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="systemd-analyze is not installed")
@@ -144,6 +155,7 @@ class TestEveryUnit:
         here = re.sub(r"^(Exec\w+=)/\S+", r"\1/bin/true", text, flags=re.MULTILINE)
         path = tmp_path / "llama-server-qwen.service"
         path.write_text(here)
+        (tmp_path / "moehost-gpu.service").write_text("[Service]\nType=oneshot\nExecStart=/bin/true\n")
         verify = subprocess.run(["systemd-analyze", "verify", path], capture_output=True, text=True)
         assert [line for line in verify.stderr.splitlines() if path.name in line] == []
 
