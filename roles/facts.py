@@ -103,7 +103,7 @@ class Texts:
         for line in output:
             if line.startswith("=== "):
                 key = line.removeprefix("=== ")
-            else:
+            elif key in texts:
                 texts[key] += f"{line}\n"
         return texts
 

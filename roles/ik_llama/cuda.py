@@ -1,19 +1,19 @@
 """Where a node gets a CUDA toolkit from that has none for the engine."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 from pyinfra import host
 from pyinfra.api import operation
 from pyinfra.operations import apt
 
-from moehost.apt import AptSource
+from moehost import nvidia_repository
 from moehost.settings import CUDA_REPOSITORY
 from roles.apt import apt_source
 from roles.facts import OsRelease
 from roles.ik_llama.facts import PackageCandidates
-from roles.operations import packages, refuse, render
+from roles.nvidia import cuda_source
+from roles.operations import packages, refuse
 
 # What ik_llama.cpp compiles with and links (cudart, cublas, cublasLt and cuda_driver in ggml/src/CMakeLists.txt, and
 # CUB), and what the proof of a build looks into it with. The whole of cuda-toolkit is some 7 GB, most of it profilers
@@ -28,30 +28,6 @@ PARTS = [
 ]
 
 
-@dataclass(frozen=True)
-class Distribution:
-    """What NVIDIA has for a distribution: folder in the repository, its key, and the toolkit to take from it."""
-
-    folder: str
-    key: str
-    fingerprint: str
-    version: str
-
-
-# NVIDIA's keys: file in the repository's folder, and fingerprint. Debian 13 has another one, since its apt believes
-# no signature with SHA-1 any more.
-CUDATOOLS = ("3bf863cc.pub", "EB693B3035CD5710E231E123A4B469963BF863CC")
-KITMAKER_DEBIAN_13 = ("8793F200.pub", "02182E60104FCDC26EAE1B8597A5D4CB8793F200")
-# 12.9 makes code for all cards from Maxwell to Blackwell. The repository for Debian 13 has 13.x only: 13.1 is what
-# ik_llama.cpp's own CUDA 13 images are built with; 13.0 and 13.2 before 13.2.2 make code for 12.0 cards that crashes
-# (MXFP4) or computes wrongly (IQ1_S, IQ2_S, IQ3_S).
-DISTRIBUTIONS = {
-    ("ubuntu", "24.04"): Distribution("ubuntu2404", *CUDATOOLS, "12.9"),
-    ("debian", "12"): Distribution("debian12", *CUDATOOLS, "12.9"),
-    ("debian", "13"): Distribution("debian13", *KITMAKER_DEBIAN_13, "13.1"),
-}
-
-
 @operation()
 def cuda_toolkit(
     version: str | None = None, repository: str = CUDA_REPOSITORY, fingerprint: str | None = None
@@ -64,23 +40,14 @@ def cuda_toolkit(
     + fingerprint: of the key, if it is not NVIDIA's
     """
     system = host.get_fact(OsRelease)
-    there = DISTRIBUTIONS.get((system.get("ID", ""), system.get("VERSION_ID", "")))
+    there = nvidia_repository.distribution(system)
     if not there:
         yield refuse(
             f"moehost knows of no CUDA toolkit for {system.get('PRETTY_NAME', 'this system')}; install one, it is "
             "found under /usr/local/cuda*"
         )
         return
-    uri = f"{repository.rstrip('/')}/{there.folder}/x86_64"
-    source = AptSource(
-        id="cuda",
-        uri=uri,
-        suite="/",
-        components=(),
-        key_url=f"{uri}/{there.key}",
-        fingerprint=fingerprint or there.fingerprint,
-        preferences=render("ik_llama/cuda.preferences.j2"),
-    )
+    source = cuda_source(there, repository, fingerprint)
     yield from apt_source._inner(source=source)
 
     series = (version or there.version).replace(".", "-")
@@ -94,7 +61,7 @@ def cuda_toolkit(
     if lacking := _lacking(parts, found):
         offered = sorted(name.removeprefix("cuda-nvcc-") for name in found if name.startswith("cuda-nvcc-"))
         yield refuse(
-            f"engine.cuda_version: {uri} has no {', '.join(lacking)}; cuda-nvcc is there for "
+            f"engine.cuda_version: {source.uri} has no {', '.join(lacking)}; cuda-nvcc is there for "
             f"{', '.join(offered).replace('-', '.') or 'no version, see what `apt-get update` says'}"
         )
         return

@@ -339,7 +339,11 @@ class Nvidia(Settings):
     driver: Literal["install", "keep"] = Field(
         "install", description="`install`: have the driver of `branch`; `keep`: it is yours, and only checked"
     )
-    branch: Branch = Field("580", description="branch of the driver; open kernel modules always")
+    branch: Branch | None = Field(
+        None,
+        description="branch of the driver; the installed one if it is 580 or 595, else 580, or 595 where there is no "
+        "580 (NVIDIA's repository for Debian 13); open kernel modules always",
+    )
     container_toolkit: bool | None = Field(
         None, description="whether containers can use the cards; if not given, where a service runs in one"
     )

@@ -36,6 +36,10 @@ OF_IMAGES = [
     "builder",
     "container",
 ]
+OF_A_DRIVER = [
+    *("system", "pci", "kernel", "kernels", "loaded", "taint", "on_disk", "licence", "uvm", "smi", "reboot_required"),
+    *("secure_boot", "key", "packages", "holds", "run_file", "stale_initrds", "persistenced", "files"),
+]
 # What a fact says of a node that prints nothing, which is what a plan of a fresh node is made from.
 OF_NOTHING = {
     "base.facts.Directories": {},
@@ -70,6 +74,9 @@ OF_NOTHING = {
     "llama_server.facts.VramUsed": [],
     "models.facts.Fetch": {},
     "models.facts.StoredModel": None,
+    "nvidia_driver.facts.Driver": dict.fromkeys(OF_A_DRIVER, ""),
+    "nvidia_driver.facts.Offer": dict.fromkeys(["names", "versions", "components"], ""),
+    "nvidia_driver.facts.Unmet": [],
 }
 
 

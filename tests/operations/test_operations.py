@@ -22,6 +22,7 @@ PLAIN = {
     "llama_server.operations.running": "test_running.py",
     "llama_server.switch.switched": "test_switched.py",
     "models.operations.stored": "test_stored.py",
+    "nvidia_driver.operations.driver": "test_nvidia_driver.py",
 }
 
 # The harness only warns about a case that does not say why there is nothing to do.

@@ -39,6 +39,10 @@ WITHOUT_PACKAGE = (
 BEYOND_A_PLAN = {
     *(f"llama_server/{each}.j2" for each in ("llama-server.container", "llama-server-podman.service", "container")),
     *("apt/fetch-key.j2", "apt/source.j2", "ik_llama/cuda.preferences.j2"),
+    *(
+        f"nvidia_driver/{name}.j2"
+        for name in ("nouveau.conf", "modules.conf", "driver.preferences", "contrib.sources")
+    ),
     *("ik_llama/build.j2", "ik_llama/checkout.j2", "ik_llama/Containerfile.j2"),
 }
 
