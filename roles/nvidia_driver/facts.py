@@ -23,7 +23,7 @@ class Driver(Texts, FactBase[dict[str, str]]):
         "pci": 'for each in /sys/bus/pci/devices/*; do case "$(cat $each/class $each/vendor)" in 0x03*0x10de) '
         'echo "${each##*/} $(cat $each/device) $(basename "$(readlink $each/driver)")" ;; esac; done',
         "kernel": "uname -r",
-        "kernels": "ls /lib/modules | sort -V | while read -r each; do test ! -e /boot/vmlinuz-$each || "
+        "kernels": "ls /lib/modules 2>/dev/null | sort -V | while read -r each; do test ! -e /boot/vmlinuz-$each || "
         'echo "$each $(find /lib/modules/$each -name "nvidia.ko*" -o -name "nvidia-current*.ko*" | head -n 1)"; done',
         "loaded": "cat /sys/module/nvidia/version",
         "taint": "cat /sys/module/nvidia/taint",
@@ -42,7 +42,7 @@ class Driver(Texts, FactBase[dict[str, str]]):
         "stale_initrds": "! command -v update-initramfs >/dev/null || for each in /boot/initrd.img-*; do "
         f'test ! -e {NOUVEAU} || test ! "$each" -ot {NOUVEAU} || test ! -e /lib/modules/${{each#*.img-}} || '
         'echo "${each#*.img-}"; done',
-        "persistenced": "systemctl cat nvidia-persistenced >/dev/null && "
+        "persistenced": "systemctl cat nvidia-persistenced >/dev/null 2>&1 && "
         "{ systemctl is-enabled nvidia-persistenced; systemctl is-active nvidia-persistenced; }",
         "files": str(FileStates().command(paths=[NOUVEAU, MODULES, PREFERENCES])),
     }
@@ -72,7 +72,7 @@ class Unmet(FactBase[list[str]]):
         return StringCommand(
             "LC_ALL=C apt-get install --simulate --no-install-recommends --allow-downgrades",
             "--allow-change-held-packages", *(QuoteString(package) for package in packages), "2>&1 |",
-            "sed -n '/unmet dependencies/,/^E:/{s/^ *//; /unmet dependencies/d; /^E:/d; p}; /^E:/p'",
+            "sed -n '/unmet dependencies/,/^E:/{s/^ *//; /unmet dependencies/d; /^[EWN]:/d; p}; /^E:/p'",
         )  # fmt: skip
 
     def process(self, output: list[str]) -> list[str]:

@@ -9,10 +9,12 @@ from pyinfra.operations import apt
 from pyinfra.operations.apt import noninteractive_apt
 
 from moehost import driver_packages, nvidia_repository
+from moehost.apt import key_of
 from moehost.driver import Driver, DriverError
 from moehost.driver_packages import Choice, Offer, is_ubuntu
 from moehost.settings import Node
 from roles.apt import apt_source
+from roles.facts import SourceState
 from roles.nvidia import cuda_source
 from roles.nvidia_driver import facts
 from roles.operations import file_state, files, packages, render
@@ -110,9 +112,9 @@ def _installable(driver: Driver, choice: Choice, offer: Offer) -> Generator[Any,
     extras = driver_packages.recommended(driver, choice, offer)
     if not host.get_fact(facts.Unmet, packages=[*wanted, *extras]):
         return [*wanted, *extras]
-    suites = driver_packages.suites_without_contrib(driver, host.get_fact(facts.Offer))
-    if suites:
-        yield from files._inner(contents={CONTRIB: render("nvidia_driver/contrib.sources.j2", suites=suites)})
+    if suites := driver_packages.suites_without_contrib(driver, host.get_fact(facts.Offer)):
+        signed = [(suite, uri, _key(suite, uri)) for suite, uri in suites]
+        yield from files._inner(contents={CONTRIB: render("nvidia_driver/contrib.sources.j2", suites=signed)})
         yield from apt.update._inner()
     if unmet := host.get_fact(facts.Unmet, packages=wanted):
         raise DriverError(
@@ -120,6 +122,12 @@ def _installable(driver: Driver, choice: Choice, offer: Offer) -> Generator[Any,
             f"{' '.join(wanted)}` on the node"
         )
     return wanted
+
+
+def _key(suite: str, uri: str) -> str:
+    """The key of a suite that apt knows already."""
+    naming = host.get_fact(SourceState, keyring=CONTRIB, paths=[], uri=uri.rstrip("/"))["naming"]
+    return key_of(uri, suite, {path: text for path, text in naming.items() if path != CONTRIB})
 
 
 def _apt_install(wanted: list[str]) -> StringCommand:

@@ -61,6 +61,18 @@ def conflicts(source: AptSource, files: Mapping[str, str]) -> list[str]:
     ]
 
 
+def key_of(uri: str, suite: str, files: Mapping[str, str]) -> str:
+    """The key with which these files (path: text) name a suite, empty where they name none.
+
+    Whatever else names that suite must have the same one: with another, or with none, apt reads no source at all.
+    """
+    for path, text in files.items():
+        for uris, suites, signed_by in _entries(path, text):
+            if uri.rstrip("/") in (each.rstrip("/") for each in uris) and suite in suites:
+                return signed_by
+    return ""
+
+
 def _entries(path: str, text: str) -> Iterator[tuple[list[str], list[str], str]]:
     """Addresses, suites and key of each entry that is in use, in either of apt's two formats."""
     if not path.endswith(".sources"):

@@ -18,6 +18,8 @@ FIRST_BLACKWELL = 0x2900
 # Drivers of the kernel's own that take a card, as /sys/bus/pci/drivers names them.
 OTHERS = ("nouveau", "NovaCore", "nova_core")
 OPEN_LICENCE = "Dual MIT/GPL"
+# Packages that bring modules.
+MODULES = re.compile(r"linux-modules-nvidia-\d|nvidia-(kernel-)?(open-)?dkms")
 VERSION = r"\d{3}[.]\d+(?:[.]\d+)?"
 DEPLOY = "`pyinfra inventory deploy.py`"
 
@@ -208,6 +210,9 @@ def _loading(driver: Driver) -> Iterator[Finding]:
     elif driver.waits_for_newest and driver.newest:
         says = f"the driver is there for the kernel {driver.newest.release}, and {driver.kernel} is running"
         yield _finding("error", says, "`systemctl reboot`")
+    elif not driver.loaded and not driver.on_disk and any(MODULES.match(name) for name in driver.packages):
+        says = f"the driver is installed, and the kernel {driver.kernel} has no module of it"
+        yield _finding("error", says, f"`{module_package(driver, driver.kernel)}`")
     elif not driver.loaded and not driver.on_disk:
         says = f"{_count(driver)} on the PCI bus, and no driver for the kernel {driver.kernel}"
         yield _finding("error", says, f"{DEPLOY}, with nvidia.driver: 'install'")

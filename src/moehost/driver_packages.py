@@ -156,14 +156,11 @@ def suites_without_contrib(driver: Driver, texts: Mapping[str, str]) -> list[tup
 
     + texts: what the fact `roles.nvidia_driver.facts.Offer` reads
     """
-    targets = {tuple(line.split()) for line in texts["components"].splitlines() if len(line.split()) == 3}
-    return sorted(
-        (release, address)
-        for component, release, address in targets
-        if component == "main"
-        and driver.system.get("ID") == "debian"
-        and ("contrib", release, address) not in targets
-    )
+    if driver.system.get("ID") != "debian":
+        return []
+    targets = set(re.findall(r"^(\S+) (\S+) (\S+)$", texts["components"], re.MULTILINE))
+    main = {(release, address) for component, release, address in targets if component == "main"}
+    return sorted(each for each in main if ("contrib", *each) not in targets)
 
 
 def check(driver: Driver) -> None:
@@ -180,8 +177,8 @@ def check(driver: Driver) -> None:
         )
     if foreign := _foreign(driver):
         raise DriverError(
-            f"the driver is to come from Ubuntu's archive, and {', '.join(foreign)} came from NVIDIA's "
-            f"repository, and a mix breaks; remove it with `apt-get purge {' '.join(foreign)}` and `apt-get autoremove --purge`, or "
+            f"the driver is to come from Ubuntu's archive, and {', '.join(foreign)} came from NVIDIA's repository: "
+            f"a mix breaks; remove it with `apt-get purge {' '.join(foreign)}` and `apt-get autoremove --purge`, or "
             "keep it with nvidia.driver: 'keep'"
         )
 

@@ -34,6 +34,8 @@ DIGEST = hashlib.sha256(b"").hexdigest()
 class Node:
     """A folder with programs of its own first in the search path."""
 
+    prefixes = PREFIXES
+
     def __init__(self, folder):
         self.folder, self.programs = folder, folder / "programs"
         self.programs.mkdir()
@@ -54,7 +56,7 @@ class Node:
     def ask(self, fact, **arguments):
         """What pyinfra would make of the fact: its command must succeed; silence is the fact's default."""
         command = StringCommand(fact().command(**arguments)).get_raw_value()
-        for prefix in PREFIXES:
+        for prefix in self.prefixes:
             command = command.replace(prefix, f"{self.folder}{prefix}")
         environment = {**os.environ, "PATH": self.search}
         done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, env=environment)

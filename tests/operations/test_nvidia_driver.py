@@ -78,13 +78,13 @@ class Run:
 
     settings: ClassVar = {}
 
-    def __init__(self, *nodes, offers=None, unmet=None, has_source=True, **settings):
+    def __init__(self, *nodes, offers=None, unmet=None, has_source=True, naming=None, **settings):
         self.asked = []
         answers = {
             facts.Driver: in_turn(*nodes),
             facts.Offer: in_turn(*(offers or [apt_has(DEBIAN)])),
             facts.Unmet: in_turn(*(unmet or [[]])),
-            SourceState: source() if has_source else SourceState.default(),
+            SourceState: (source() if has_source else SourceState.default()) | {"naming": naming or {}},
             FileStates: {},
             DebPackages: {},
             MissingPackages: [],
@@ -210,10 +210,12 @@ class TestDebian:
 
     def test_a_component_that_is_missing_is_added(self):
         unmet = [["nvidia-kernel-open-dkms : Depends: nvidia-installer-cleanup but it is not installable"], []]
-        run = Run(debian(), whole(), unmet=unmet)
-        assert (
-            "Suites: trixie\nComponents: contrib\n" in run.written["/etc/apt/sources.list.d/moehost-contrib.sources"]
-        )
+        key = "/usr/share/keyrings/debian-archive-keyring.gpg"
+        debians = f"Types: deb\nURIs: http://mirror.home.arpa\nSuites: trixie\nComponents: main\nSigned-By: {key}\n"
+        run = Run(debian(), whole(), unmet=unmet, naming={"/etc/apt/sources.list.d/debian.sources": debians})
+        source = run.written["/etc/apt/sources.list.d/moehost-contrib.sources"]
+        # With the key that the suite has already: with another, or with none, apt would read no source at all.
+        assert f"Suites: trixie\nComponents: contrib\nSigned-By: {key}\n" in source
         assert run.installs == [[PINNING], DEBIAN[1:4]]
 
     def test_what_apt_cannot_install_is_refused_in_its_own_words(self):

@@ -209,3 +209,17 @@ def test_a_run_exits_well_and_shows_no_secret_however_talkative_it_is(tmp_path):
     assert run.results["totals"]["success"] > 0
     assert "/etc/moehost/hub-token" in run.talk
     assert "hf_secret_of_the_owner" not in run.data + run.talk
+
+
+def test_a_machine_that_may_reboot_goes_alone_and_one_without_its_card_is_refused(tmp_path):
+    nodes = {"may": {"allow_reboot": True}, "stays": {}, "bare": {"gpu": "require"}, "off": {"gpu": "off"}}
+    data = {node: {**PACKAGED, "fake_responses": WITH_ENGINE, **each} for node, each in nodes.items()}
+    run = Run(tmp_path, data, "-y")
+    assert run.results["failed_hosts"] == ["@fake/bare"]
+    (line,) = [line for line in run.said_of("bare") if line.startswith("gpu: 'require'")]
+    assert "no NVIDIA card" in line
+    ran = {each["name"]: each["no_change"] for each in run.results["operations"] if each["name"].startswith("Driver")}
+    assert ran == {
+        "Driver | Have NVIDIA's driver, reboot for it if need be": ["@fake/may"],
+        "Driver | Have NVIDIA's driver": ["@fake/stays"],
+    }

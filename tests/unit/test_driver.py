@@ -42,6 +42,13 @@ STATES = {
         "nvidia.driver: 'install'",
         False,
     ),
+    "a module that was not built": (
+        debian(packages=installed(DEBIAN_PACKAGES)),
+        "error",
+        "the driver is installed, and the kernel 6.12.57+deb13-amd64 has no module of it",
+        "apt-get install linux-headers-6.12.57+deb13-amd64 && dkms autoinstall -k 6.12.57+deb13-amd64",
+        False,
+    ),
     "nouveau": (
         debian(pci=card(taken_by="nouveau")),
         "error",
@@ -281,13 +288,13 @@ def test_what_apt_says_is_understood():
 
 
 def test_archives_without_contrib():
-    driver = parse(debian())
-    lines = "main trixie http://mirror.home.arpa/debian/\nmain trixie-updates http://mirror.home.arpa/debian/\n"
-    archives = [("trixie", "http://mirror.home.arpa/debian/"), ("trixie-updates", "http://mirror.home.arpa/debian/")]
+    driver, mirror = parse(debian()), "http://mirror.home.arpa/debian/"
+    lines = f"main trixie {mirror}\nmain trixie-updates {mirror}\n"
+    archives = [("trixie", mirror), ("trixie-updates", mirror)]
     assert suites_without_contrib(driver, {"components": lines}) == archives
     lines += lines.replace("main", "contrib") + " / https://developer.download.nvidia.com/x/\n"
     assert suites_without_contrib(driver, {"components": lines}) == []
-    assert suites_without_contrib(parse(ubuntu()), {"components": "main noble http://mirror.home.arpa/\n"}) == []
+    assert suites_without_contrib(parse(ubuntu()), {"components": f"main noble {mirror}\n"}) == []
 
 
 def test_the_driver_is_held_and_on_ubuntu_the_kernels_that_it_goes_with():
