@@ -1,0 +1,140 @@
+"""Hosts that are broken: what is done to a healthy node with stub cards, what a deploy then says, what mends it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+KERNEL = "/lib/modules/$(uname -r)"
+NEWER = "6.99.0-stub-amd64"
+DRIVER = "$(dpkg-query -W -f '${Package} ${Version}\\n' | sed -n 's/ 580[.].*//p')"
+INSTALL = "apt-get install -qq --allow-change-held-packages --allow-downgrades --no-install-recommends -y"
+REBOOT = "modprobe -r nvidia_uvm; modprobe -r nvidia; modprobe -q nvidia && modprobe -q nvidia_uvm"
+# The gate has been passed for as long as it is active.
+BOOTED = "systemctl stop moehost-gpu"
+PURGE = f"{REBOOT.partition(' modprobe -q')[0]} apt-get purge -qq --allow-change-held-packages -y {DRIVER}"
+ENGINE = """
+from roles.ik_llama.build import release
+from roles.node import this_node
+
+if node := this_node():
+    release(name="Build an engine", engine=node.engine)
+"""
+
+
+def version(number: str) -> str:
+    """The command that installs another version of the driver that is there."""
+    return f"{INSTALL} $(for each in {DRIVER}; do echo $each={number}-1; done)"
+
+
+@dataclass(frozen=True)
+class Broken:
+    """A broken host.
+
+    + breaks, mends: commands on the node; `stub` are values of the stub's state, which all go back afterwards
+    + settings: changes to the scenario's settings, which the mended host has no more
+    + says: what a deploy of it says, a regular expression; what other hosts say comes after that, if at all
+    + deploy: text of a deploy, if it is not the cards' own
+    """
+
+    name: str
+    says: str
+    breaks: str = "true"
+    mends: str = "true"
+    stub: dict[str, object] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
+    deploy: str | None = None
+
+
+BROKEN = [
+    Broken(
+        "driver_and_library_mismatch",
+        "driver/library version mismatch: 580[.]105[.]08 is loaded, and 580[.]95[.]05 installed",
+        breaks=version("580.95.05"),
+        mends=REBOOT,
+    ),
+    Broken(
+        "newer_kernel_without_module_and_a_reboot_needed",
+        f"the kernel {NEWER} is installed and has no NVIDIA module: don't reboot into it",
+        breaks=f"mkdir -p /lib/modules/{NEWER} && touch /boot/vmlinuz-{NEWER} && {version('580.105.08')} && "
+        f"rm -r /lib/modules/{NEWER}/updates",
+        mends=f"rm -r /lib/modules/{NEWER} /boot/vmlinuz-{NEWER}; {REBOOT}",
+    ),
+    Broken(
+        "kernel_without_module",
+        "2 cards on the PCI bus, and no driver for the kernel",
+        breaks=f"{REBOOT.partition(' modprobe -q')[0]} rm -r {KERNEL}/updates && depmod",
+        mends=f"dkms autoinstall; {REBOOT}",
+    ),
+    Broken(
+        "closed_modules_on_blackwell",
+        "the kernel modules are the closed ones, which don't know the card 0000:01:00[.]0, 0000:c1:00[.]0",
+        breaks=f"{INSTALL} nvidia-kernel-dkms nvidia-kernel-open-dkms- && {REBOOT}",
+        mends=f"{INSTALL} nvidia-kernel-open-dkms nvidia-kernel-dkms-; {REBOOT}",
+        settings={"nvidia": {"driver": "keep"}},
+    ),
+    Broken(
+        "closed_module_loaded_open_one_installed",
+        "the closed module is loaded, and the open one installed; `systemctl reboot`",
+        breaks=f"{INSTALL} nvidia-kernel-dkms nvidia-kernel-open-dkms- && {REBOOT}",
+        mends=REBOOT,
+    ),
+    Broken(
+        "nouveau_has_the_cards",
+        "nouveau has the card 0000:01:00[.]0, nouveau has the card 0000:c1:00[.]0, and gives it back at a reboot",
+        breaks=REBOOT.partition(" modprobe -q")[0] + " true",
+        mends=REBOOT,
+        stub={"driver": "nouveau"},
+    ),
+    Broken(
+        "nvidia_smi_without_cards",
+        "nvidia-smi shows no card: No devices were found",
+        stub={"smi": "no-devices"},
+    ),
+    Broken(
+        "wrong_key_fingerprint",
+        "8793F200[.]pub holds the key .*, not 0{40}, so nothing is installed from there",
+        settings={"engine": {"cuda_key": "0" * 40}},
+    ),
+    Broken(
+        "one_card_of_two",
+        "expected 2 card[(]s[)], nvidia-smi finds 1",
+        breaks=BOOTED,
+        stub={"cards": 1},
+    ),
+    Broken(
+        "no_card_at_all",
+        "gpu: 'require', and there is no NVIDIA card on the PCI bus",
+        stub={"bus": 0},
+        settings={"gpu": "require"},
+    ),
+    Broken(
+        "cuda_fails_while_nvidia_smi_works",
+        "CUDA answers with error 999",
+        breaks=BOOTED,
+        stub={"cuda_error": 999},
+    ),
+    Broken(
+        "cuda_library_newer_than_the_driver",
+        "CUDA answers with error 804: the library is newer than the driver allows",
+        breaks=BOOTED,
+        stub={"cuda_error": 804},
+    ),
+    Broken(
+        "power_limit_out_of_range",
+        "card 0 takes no power limit of 900 W: Provided power limit 900[.]00 W is not a valid power limit",
+        settings={"nvidia": {"power_limit_w": [900]}},
+    ),
+    Broken(
+        "secure_boot_with_dkms",
+        "Secure Boot is on, and the firmware does not know the key that DKMS signs",
+        breaks=PURGE,
+        stub={"secure_boot": "on"},
+    ),
+    Broken(
+        "cuda_toolkit_too_old",
+        "CUDA 12[.]4 makes no code for compute capability 120",
+        settings={"engine": {"source": "git", "cuda_version": "12.4"}},
+        deploy=ENGINE,
+    ),
+]

@@ -1,0 +1,52 @@
+"""Broken hosts: a deploy of each fails for its own reason; the mended host converges, and then nothing changes.
+
+The cards, the driver and the container toolkit are stubs; apt, dpkg, kmod, systemd and the roles are real.
+"""
+
+import re
+
+import broken as hosts
+import pytest
+
+from tests.fixtures.node import changes
+
+
+@pytest.fixture(scope="module", autouse=True)
+def healthy(node):
+    """The node as these deploys have it; put back as the whole deploy has it in the end."""
+    changes(node.deploy_cards(node.settings))
+    assert changes(node.deploy_cards(node.settings)) == []
+    yield
+    changes(node.deploy())
+
+
+@pytest.fixture(params=hosts.BROKEN, ids=lambda each: each.name)
+def broken(request, node):
+    """A host that is broken, and mended afterwards whatever happens."""
+    case = request.param
+    try:
+        node.run(case.breaks)
+        if case.stub:
+            node.stub.set(**case.stub)
+        yield case
+    finally:
+        node.stub.reset()
+        node.run(case.mends)
+    # The figures count those that came to this point.
+
+
+def test_it_fails_for_its_own_reason_and_converges_when_mended(node, broken, tried):
+    settings = node.merged_settings(broken.settings)
+    failed = node.deploy_cards(settings, broken.deploy) if broken.deploy else node.deploy_cards(settings)
+    assert failed.returncode == 1, failed.stdout
+    found = {each.name: re.search(each.says, failed.stderr) for each in hosts.BROKEN}
+    said = sorted((match.start(), name) for name, match in found.items() if match)
+    # What follows from it may be said, too, but after it.
+    assert said and said[0][1] == broken.name, failed.stderr
+
+    node.stub.reset()
+    node.run(broken.mends)
+    if not broken.deploy:
+        changes(node.deploy_cards(node.settings))
+        assert changes(node.deploy_cards(node.settings)) == []
+    tried.append(broken.name)
