@@ -6,12 +6,14 @@ from roles.ik_llama import ik_llama
 from roles.llama_server import llama_server
 from roles.models import models
 from roles.node import this_node
+from roles.nvidia_container_toolkit import nvidia_container_toolkit
 from roles.nvidia_driver import nvidia_driver
 
 if node := this_node():
     base(node)
     nvidia_driver(node)
     gpu_gate(node)
+    nvidia_container_toolkit(node)
     ik_llama(node)
     models(node)
     llama_server(node)

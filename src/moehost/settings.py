@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from moehost import mistakes, source
+from moehost import cdi, mistakes, source
 
 # Keys of an inventory that belong to pyinfra: global arguments and its connectors' data.
 PYINFRA_KEYS = re.compile(r"^(_|(ssh|podman|podmanssh|docker|dockerssh|fake|chroot|vagrant|terraform)_)")
@@ -345,7 +345,9 @@ class Nvidia(Settings):
         "580 (NVIDIA's repository for Debian 13); open kernel modules always",
     )
     container_toolkit: bool | None = Field(
-        None, description="whether containers can use the cards; if not given, where a service runs in one"
+        None,
+        description="whether containers can use the cards; if not given, where a service runs in one, or "
+        "`container_runtimes` names a runtime",
     )
     toolkit_version: DebVersion = Field("1.20.0-1", description="version of NVIDIA's container toolkit, exactly")
     toolkit_repository: str = Field(TOOLKIT_REPOSITORY, description="where the container toolkit comes from")
@@ -355,6 +357,13 @@ class Nvidia(Settings):
     container_runtimes: list[Literal["docker", "containerd"]] = Field(
         default_factory=list, description="runtimes beside Podman that are configured for the cards, too"
     )
+
+    @field_validator("toolkit_version")
+    @classmethod
+    def _toolkit_has_no_known_hole(cls, value: str) -> str:
+        if reason := cdi.version_refusal(value):
+            raise ValueError(reason)
+        return value
 
 
 class Node(Settings):
@@ -414,6 +423,14 @@ class Node(Settings):
     def has_containers(self) -> bool:
         """Whether a service runs in a container."""
         return any(service.runtime == "container" for service in self.services)
+
+    @property
+    def has_container_toolkit(self) -> bool:
+        """Whether containers get at the cards."""
+        wish = self.nvidia.container_toolkit
+        return self.gpu != "off" and (
+            self.has_containers or bool(self.nvidia.container_runtimes) if wish is None else wish
+        )
 
     @property
     def local_files(self) -> dict[str, str]:

@@ -38,6 +38,7 @@ WITHOUT_PACKAGE = (
 # A plan ends at the first command of an operation; tests/operations render these, and test_unit.py the units.
 BEYOND_A_PLAN = {
     *(f"llama_server/{each}.j2" for each in ("llama-server.container", "llama-server-podman.service", "container")),
+    *(f"nvidia_container_toolkit/{each}.j2" for each in ("toolkit.preferences", "cdi-fresh")),
     *("apt/fetch-key.j2", "apt/source.j2", "ik_llama/cuda.preferences.j2"),
     *(
         f"nvidia_driver/{name}.j2"
