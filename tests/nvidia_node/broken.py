@@ -10,6 +10,9 @@ NEWER = "6.99.0-stub-amd64"
 DRIVER = "$(dpkg-query -W -f '${Package} ${Version}\\n' | sed -n 's/ 580[.].*//p')"
 INSTALL = "apt-get install -qq --allow-change-held-packages --allow-downgrades --no-install-recommends -y"
 REBOOT = "modprobe -r nvidia_uvm; modprobe -r nvidia; modprobe -q nvidia && modprobe -q nvidia_uvm"
+CDI = "/var/run/cdi/nvidia.yaml"
+# Stands before the real one on the path, and says that it is another.
+PODMAN = "/usr/local/bin/podman"
 # The gate has been passed for as long as it is active.
 BOOTED = "systemctl stop moehost-gpu"
 PURGE = f"{REBOOT.partition(' modprobe -q')[0]} apt-get purge -qq --allow-change-held-packages -y {DRIVER}"
@@ -25,6 +28,11 @@ if node := this_node():
 def version(number: str) -> str:
     """The command that installs another version of the driver that is there."""
     return f"{INSTALL} $(for each in {DRIVER}; do echo $each={number}-1; done)"
+
+
+def podman(number: str) -> str:
+    """The command that puts a stub of Podman's `--version` before the real one."""
+    return f"printf '#!/bin/sh\\necho podman version {number}\\n' >{PODMAN} && chmod 755 {PODMAN}"
 
 
 @dataclass(frozen=True)
@@ -130,6 +138,48 @@ BROKEN = [
         "Secure Boot is on, and the firmware does not know the key that DKMS signs",
         breaks=PURGE,
         stub={"secure_boot": "on"},
+    ),
+    Broken(
+        "stale_cdi_specification",
+        "/var/run/cdi/nvidia.yaml is of driver 570[.]00[.]00, and the module that is loaded is 580.*, after a refresh",
+        breaks=f"sed -i 's/[.]so[.]580[.].*/.so.570.00.00/' {CDI}",
+        mends="systemctl restart nvidia-cdi-refresh",
+        stub={"ctk": "fails"},
+    ),
+    Broken(
+        "cdi_specification_newer_than_podman",
+        "/var/run/cdi/nvidia.yaml is of CDI 0[.]7[.]0, and Podman 4[.]9[.]3 reads up to 0[.]6[.]0, after a refresh",
+        breaks=podman("4.9.3"),
+        mends=f"rm -f {PODMAN}",
+        stub={"ctk": "ignores-flags"},
+    ),
+    Broken(
+        "podman_too_old_for_any_cdi_specification",
+        "Podman 4[.]2[.]1 reads CDI up to 0[.]4[.]0, and NVIDIA's toolkit writes 0[.]5[.]0",
+        breaks=podman("4.2.1"),
+        mends=f"rm -f {PODMAN}",
+    ),
+    Broken(
+        "duplicate_cdi_specifications",
+        "/var/run/cdi/nvidia.yaml and /var/run/cdi/other.yaml would both describe nvidia[.]com/gpu",
+        breaks=f"cp {CDI} {CDI.replace('nvidia.yaml', 'other.yaml')}",
+        mends=f"rm -f {CDI.replace('nvidia.yaml', 'other.yaml')}",
+    ),
+    Broken(
+        "toolkit_with_a_known_hole",
+        "nvidia.toolkit_version: '1[.]17[.]4-1' has CVE-2025-23266 and CVE-2025-23267",
+        settings={"nvidia": {"toolkit_version": "1.17.4-1"}},
+    ),
+    Broken(
+        "toolkit_version_that_is_not_there",
+        "apt has no nvidia-container-toolkit-base 1[.]99[.]0-1; versions of .* that it has: "
+        "1[.]21[.]0-1, 1[.]20[.]0-1",
+        settings={"nvidia": {"toolkit_version": "1.99.0-1"}},
+    ),
+    Broken(
+        "wrong_key_fingerprint_of_the_toolkit",
+        "gpgkey holds the key .*, not 0{40}, so nothing is installed from there",
+        settings={"nvidia": {"toolkit_key": "0" * 40}},
     ),
     Broken(
         "cuda_toolkit_too_old",

@@ -16,12 +16,14 @@ FIGURES = ROOT / ".sandbox/nvidia-figures"
 DEPLOY = """
 from roles.gpu_gate import gpu_gate, operations
 from roles.node import this_node
+from roles.nvidia_container_toolkit import nvidia_container_toolkit
 from roles.nvidia_driver import nvidia_driver
 
 operations.LIMIT_S = 1
 if node := this_node():
     nvidia_driver(node)
     gpu_gate(node)
+    nvidia_container_toolkit(node)
 """
 
 
@@ -56,21 +58,16 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Node:
 
 
 @pytest.fixture(scope="session")
-def tried() -> list[str]:
-    """Names of the broken hosts that failed for the right reason."""
-    return _right
+def tried() -> dict[str, bool]:
+    """The broken hosts that were tried, and whether each failed for the right reason."""
+    return _tried
 
 
-_right: list[str] = []
-_all: set[str] = set()
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    _all.update(item.name for item in items if "broken" in item.fixturenames)  # type: ignore[attr-defined]
+_tried: dict[str, bool] = {}
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    line = f"nvidia (stub): {len(_all)} broken hosts tried, {len(_right)} failed for the right reason"
+    line = f"nvidia (stub): {len(_tried)} broken hosts tried, {sum(_tried.values())} failed for the right reason"
     FIGURES.parent.mkdir(exist_ok=True)
     FIGURES.write_text(line + "\n")
     terminalreporter.write_line(line)

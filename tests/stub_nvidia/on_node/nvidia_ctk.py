@@ -20,6 +20,8 @@ def say(level: str, text: str) -> None:
 
 def has_gids(flags: list[str]) -> bool:
     """Whether device nodes come with groups, which makes it a specification of CDI 0.7.0: since 1.19, unless not."""
+    if stub_nvidia.get("ctk") == "ignores-flags":
+        flags = []
     return tuple(map(int, VERSION.split(".")[:2])) >= (1, 19) and NO_GIDS not in flags
 
 
@@ -56,7 +58,7 @@ def specification(flags: list[str]) -> str:
 
 def generate(options: dict[str, str]) -> None:
     """Write the specification where options or environment say."""
-    if not stub_nvidia.loaded():
+    if not stub_nvidia.loaded() or stub_nvidia.get("ctk") == "fails":
         say("error", "failed to generate CDI spec: failed to create device CDI specs: ERROR_DRIVER_NOT_LOADED")
         sys.exit(1)
     flags = options.get("--feature-flags") or os.environ.get("NVIDIA_CTK_CDI_GENERATE_FEATURE_FLAGS", "")

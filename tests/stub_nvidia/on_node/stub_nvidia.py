@@ -19,6 +19,7 @@ DEFAULTS = {
     "link": "32.0 GT/s PCIe",  # as /sys/bus/pci says it
     "width": "16",
     "smi": "",  # a fault of nvidia-smi: mismatch, no-driver, no-devices, lost, hang
+    "ctk": "",  # a fault of nvidia-ctk: fails, ignores-flags
     "cuda_error": "0",  # what cuInit answers, if nothing worse is the matter
     "cuda_version": "13000",
     "secure_boot": "off",  # whether the firmware refuses modules that nobody signed
