@@ -16,6 +16,11 @@ PODMAN = "/usr/local/bin/podman"
 # The gate has been passed for as long as it is active.
 BOOTED = "systemctl stop moehost-gpu"
 PURGE = f"{REBOOT.partition(' modprobe -q')[0]} apt-get purge -qq --allow-change-held-packages -y {DRIVER}"
+# The driver in another version of its branch than the one that is loaded.
+UPDATE = (
+    "case $(cat /sys/module/nvidia/version) in 580.95.05) other=580.105.08 ;; *) other=580.95.05 ;; esac; "
+    f"{INSTALL} $(for each in {DRIVER}; do echo $each=$other-1; done)"
+)
 ENGINE = """
 from roles.ik_llama.build import release
 from roles.node import this_node
@@ -23,11 +28,6 @@ from roles.node import this_node
 if node := this_node():
     release(name="Build an engine", engine=node.engine)
 """
-
-
-def version(number: str) -> str:
-    """The command that installs another version of the driver that is there."""
-    return f"{INSTALL} $(for each in {DRIVER}; do echo $each={number}-1; done)"
 
 
 def podman(number: str) -> str:
@@ -41,7 +41,7 @@ class Broken:
 
     + breaks, mends: commands on the node; `stub` are values of the stub's state, which all go back afterwards
     + settings: changes to the scenario's settings, which the mended host has no more
-    + says: what a deploy of it says, a regular expression; what other hosts say comes after that, if at all
+    + says: what a deploy of it says, a regular expression; what is said of other hosts, too, comes after it
     + deploy: text of a deploy, if it is not the cards' own
     """
 
@@ -54,23 +54,23 @@ class Broken:
     deploy: str | None = None
 
 
+MISMATCH = "driver/library version mismatch: 580[.][0-9.]+ is loaded, and 580[.][0-9.]+ installed"
 BROKEN = [
     Broken(
         "driver_and_library_mismatch",
-        "driver/library version mismatch: 580[.]105[.]08 is loaded, and 580[.]95[.]05 installed",
-        breaks=version("580.95.05"),
+        MISMATCH,
+        breaks=UPDATE,
         mends=REBOOT,
     ),
     Broken(
         "newer_kernel_without_module_and_a_reboot_needed",
-        f"the kernel {NEWER} is installed and has no NVIDIA module: don't reboot into it",
-        breaks=f"mkdir -p /lib/modules/{NEWER} && touch /boot/vmlinuz-{NEWER} && {version('580.105.08')} && "
-        f"rm -r /lib/modules/{NEWER}/updates",
+        f"{MISMATCH}.*the kernel {NEWER} is installed and has no NVIDIA module: don't reboot into it",
+        breaks=f"{UPDATE} && mkdir -p /lib/modules/{NEWER} && touch /boot/vmlinuz-{NEWER}",
         mends=f"rm -r /lib/modules/{NEWER} /boot/vmlinuz-{NEWER}; {REBOOT}",
     ),
     Broken(
         "kernel_without_module",
-        "2 cards on the PCI bus, and no driver for the kernel",
+        "the driver is installed, and the kernel .* has no module of it",
         breaks=f"{REBOOT.partition(' modprobe -q')[0]} rm -r {KERNEL}/updates && depmod",
         mends=f"dkms autoinstall; {REBOOT}",
     ),
@@ -141,7 +141,7 @@ BROKEN = [
     ),
     Broken(
         "stale_cdi_specification",
-        "/var/run/cdi/nvidia.yaml is of driver 570[.]00[.]00, and the module that is loaded is 580.*, after a refresh",
+        "/var/run/cdi/nvidia.yaml is of driver 570[.]00[.]00, and the module that is loaded is 580.*after a refresh",
         breaks=f"sed -i 's/[.]so[.]580[.].*/.so.570.00.00/' {CDI}",
         mends="systemctl restart nvidia-cdi-refresh",
         stub={"ctk": "fails"},

@@ -2,12 +2,13 @@
 
 import copy
 import subprocess
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from tests.fixtures import node as fixture
-from tests.fixtures.node import ROOT, instance
+from tests.fixtures.node import ROOT, changes, instance
 from tests.stub_nvidia.node import Stub
 
 FIGURES = ROOT / ".sandbox/nvidia-figures"
@@ -42,6 +43,10 @@ class Node(fixture.Node):
         command = ["pyinfra", str(hosts), str(deploy), "--yes", "--json"]
         return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
 
+    def converges(self) -> None:
+        """A deploy of these roles succeeds, and then nothing is left to change."""
+        assert not changes(self.deploy_cards(self.settings)) or not changes(self.deploy_cards(self.settings))
+
     def merged_settings(self, changes: dict[str, Any]) -> dict[str, Any]:
         """The scenario's settings with these changes; those of a section are added to it."""
         settings = copy.deepcopy(self.settings)
@@ -55,6 +60,14 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Node:
     """The first instance of the scenario."""
     plain = instance(tmp_path_factory.mktemp("inventory"))
     return Node(plain.name, plain.folder)
+
+
+@pytest.fixture(scope="session")
+def healthy(node: Node) -> Iterator[None]:
+    """The node as deploys of the cards have it; in the end it is as the whole deploy has it."""
+    node.converges()
+    yield
+    changes(node.deploy())
 
 
 @pytest.fixture(scope="session")
