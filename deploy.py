@@ -12,8 +12,8 @@ from roles.nvidia_driver import nvidia_driver
 if node := this_node():
     base(node)
     nvidia_driver(node)
-    gpu_gate(node)
     nvidia_container_toolkit(node)
+    gpu_gate(node)
     ik_llama(node)
     models(node)
     llama_server(node)

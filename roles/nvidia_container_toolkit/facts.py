@@ -7,6 +7,7 @@ from roles.facts import CARDS, Texts
 
 ENV = "/etc/nvidia-container-toolkit/nvidia-cdi-refresh.env"
 DAEMON_JSON = "/etc/docker/daemon.json"
+# Both are read by awk: a last line without an end gets one.
 # In YAML, and in JSON on one line: what a specification is of. Podman reads no files with other endings.
 FIELDS = r"""(cdiVersion|kind|name)"?: *"?[^", ]+|lib(cuda|nvidia-ml)[.]so[.][0-9]{3,}([.][0-9]+)+"""
 
@@ -22,7 +23,7 @@ class ContainerToolkit(Texts, FactBase[dict[str, str]]):
         "podman": "podman --version",
         "packages": f"dpkg-query -W -f '${{db:Status-Status}} ${{Package}} ${{Version}}\\n' {' '.join(PACKAGES)}",
         "ctk": "nvidia-ctk --version",
-        "env": f"cat {ENV}",
+        "env": f"awk 1 {ENV}",
         "units": "systemctl is-enabled nvidia-cdi-refresh.path nvidia-cdi-refresh.service; "
         "systemctl is-active nvidia-cdi-refresh.path",
         "module": "cat /sys/module/nvidia/version",
@@ -40,7 +41,9 @@ class PackageVersions(FactBase[dict[str, list[str]]]):
     default = dict
 
     def command(self, packages: list[str]) -> StringCommand:
-        return StringCommand("apt-cache", "madison", *(QuoteString(package) for package in packages), "2>/dev/null")
+        return StringCommand(
+            "apt-cache", "madison", *(QuoteString(package) for package in packages), "2>/dev/null || true"
+        )
 
     def process(self, output: list[str]) -> dict[str, list[str]]:
         versions: dict[str, dict[str, None]] = {}
@@ -57,7 +60,7 @@ class Runtimes(Texts, FactBase[dict[str, str]]):
     commands = {
         "cards": CARDS,
         "docker": "docker --version",
-        "docker_config": f"cat {DAEMON_JSON}",
+        "docker_config": f"awk 1 {DAEMON_JSON}",
         "docker_state": "systemctl is-active docker.service",
         # Empty where the daemon that runs does without CDI.
         "docker_folders": "docker info --format '{{range .CDISpecDirs}}{{println .}}{{end}}'",

@@ -30,31 +30,33 @@ def toolkit(nvidia: Nvidia) -> Iterator[Any]:
 
     + nvidia: the settings of the cards
     """
-    found = cdi.parse(host.get_fact(ContainerToolkit))
+    found = _look()
     if not found.cards:
         host.noop("no NVIDIA card in this machine: no container toolkit")
         return
-    if not found.podman:
-        yield from packages._inner(wanted=["podman"])
-        found = cdi.parse(host.get_fact(ContainerToolkit))
     try:
+        if not found.podman:
+            yield from packages._inner(wanted=["podman"])
+            found = _look()
         needs_flag = cdi.needs_flag(found.podman, nvidia.toolkit_version)
+        if found.rivals:
+            paths = " and ".join([found.output, *(each.path for each in found.rivals)])
+            raise CdiError(
+                f"{paths} would both describe {cdi.KIND}, and nobody keeps the second fresh: find out what wrote it, "
+                "and move it out of its folder"
+            )
+        yield from apt_source._inner(source=source(nvidia))
+        yield from _installed(found, nvidia)
+        program = {f"{PROGRAMS}/cdi-fresh": render("nvidia_container_toolkit/cdi-fresh.j2")}
+        yield from files._inner(contents=program, mode="755")
+        yield from _fresh(needs_flag)
     except CdiError as error:
         yield refuse(str(error))
-        return
-    if found.rivals:
-        paths = [found.output, *(each.path for each in found.rivals)]
-        yield refuse(
-            f"{' and '.join(paths)} would both describe {cdi.KIND}, and nobody keeps the second fresh: find out what "
-            f"wrote it, and move it out of its folder"
-        )
-        return
-    yield from apt_source._inner(source=source(nvidia))
-    yield from _installed(found, nvidia)
-    yield from files._inner(
-        contents={f"{PROGRAMS}/cdi-fresh": render("nvidia_container_toolkit/cdi-fresh.j2")}, mode="755"
-    )
-    yield from _fresh(needs_flag)
+
+
+def _look() -> Toolkit:
+    """What the node has now."""
+    return cdi.parse(host.get_fact(ContainerToolkit))
 
 
 def source(nvidia: Nvidia) -> AptSource:
@@ -89,11 +91,10 @@ def _installed(found: Toolkit, nvidia: Nvidia) -> Iterator[Any]:
         offered = host.get_fact(PackageVersions, packages=wanted)
     if lacking := [each for each in wanted if version not in offered.get(each, [])]:
         others = ", ".join(offered.get(cdi.BASE, [])) or "none, see what `apt-get update` says"
-        yield refuse(
+        raise CdiError(
             f"nvidia.toolkit_version: apt has no {', '.join(lacking)} {version}; versions of {cdi.BASE} that it has: "
             f"{others}"
         )
-        return
     yield from apt.packages._inner(
         packages=[f"{each}={version}" for each in wanted], no_recommends=True, allow_downgrades=True
     )
@@ -113,11 +114,10 @@ def _fresh(needs_flag: bool) -> Iterator[Any]:
         # Whether it worked is seen by what it wrote.
         yield "systemctl daemon-reload"
         yield f"systemctl reset-failed {SERVICE} 2>/dev/null; systemctl restart {SERVICE} || true"
-        found = cdi.parse(host.get_fact(ContainerToolkit))
+        found = _look()
         finding = cdi.of_specification(found)
     if finding.level == "error":
-        yield refuse(f"{finding.says}, after a refresh; see: journalctl -u {SERVICE}")
-        return
+        raise CdiError(f"{finding.says}, after a refresh; see: journalctl -u {SERVICE}")
     for each in found.strays:
         path = each.path
         yield StringCommand("mv", "--backup=numbered", "-T", QuoteString(path), QuoteString(f"{path}{ASIDE}"))

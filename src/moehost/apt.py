@@ -47,7 +47,8 @@ class AptSource:
 def conflicts(source: AptSource, files: Mapping[str, str]) -> list[str]:
     """Those of these other files (path: text) that name the source with another key.
 
-    With one of them apt reads no source at all. One without a key is none of them: apt then takes the key of ours.
+    With one of them apt reads no source at all. One without a key is none of them where apt reads it before ours,
+    whose key it then takes: `sources.list` comes first, then the others by name.
     """
     return [
         path
@@ -55,7 +56,8 @@ def conflicts(source: AptSource, files: Mapping[str, str]) -> list[str]:
         if any(
             source.uri.rstrip("/") in (uri.rstrip("/") for uri in uris)
             and source.suite in suites
-            and signed_by not in ("", source.keyring)
+            and signed_by != source.keyring
+            and (signed_by or ("sources.list.d/" in path and path > source.path))
             for uris, suites, signed_by in _entries(path, text)
         )
     ]

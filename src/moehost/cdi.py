@@ -125,7 +125,7 @@ def _specification(text: str) -> Specification:
     fields = re.findall(r"^(cdiVersion|kind|name)\W+(.*)$", rest, re.MULTILINE)
     return Specification(
         path=path,
-        version=next((value for key, value in fields if key == "cdiVersion"), ""),
+        version=next((value.removeprefix("v") for key, value in fields if key == "cdiVersion"), ""),
         kind=next((value for key, value in fields if key == "kind"), ""),
         devices=tuple(value for key, value in fields if key == "name"),
         drivers=tuple(sorted(set(re.findall(r"^lib\S+[.]so[.](.*)$", rest, re.MULTILINE)))),
@@ -161,7 +161,7 @@ def version_refusal(toolkit: str) -> str | None:
 
 
 def needs_flag(podman: str, toolkit: str) -> bool:
-    """Whether the toolkit must be told to leave the groups of device nodes out, for this Podman to read what it writes.
+    """Whether the toolkit must be told to leave out the groups of device nodes, which a Podman can't read.
 
     Raises CdiError where no flag helps.
     """

@@ -20,7 +20,7 @@ def check(runtime: str, said: str) -> None:
 
     Podman may answer to the name docker: it is no Docker.
     """
-    found = re.search(rf"^{runtime}\b.*?\b(\d+)[.](\d+)", said, re.MULTILINE | re.IGNORECASE)
+    found = re.search(rf"^{runtime}\b.*?\sv?(\d+)[.](\d+)", said, re.MULTILINE | re.IGNORECASE)
     first, name = FIRST_WITH_CDI[runtime], NAMES[runtime]
     if not found:
         raise CdiError(f"nvidia.container_runtimes: {name} is not installed; install it, or take {runtime!r} out")

@@ -69,7 +69,7 @@ def _type(annotation: Any) -> str:
         return " or ".join(_type(each) for each in arguments if each is not type(None))
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return "group"
-    return {str: "text", int: "whole number", float: "number"}.get(annotation, str(annotation))
+    return {str: "text", bool: "yes or no", int: "whole number", float: "number"}.get(annotation, str(annotation))
 
 
 def _default(field: FieldInfo) -> str:

@@ -77,6 +77,13 @@ OF_NOTHING = {
     "nvidia_driver.facts.Driver": dict.fromkeys(OF_A_DRIVER, ""),
     "nvidia_driver.facts.Offer": dict.fromkeys(["names", "versions", "components"], ""),
     "nvidia_driver.facts.Unmet": [],
+    "nvidia_container_toolkit.facts.ContainerToolkit": dict.fromkeys(
+        ["cards", "podman", "packages", "ctk", "env", "units", "module", "specs"], ""
+    ),
+    "nvidia_container_toolkit.facts.PackageVersions": {},
+    "nvidia_container_toolkit.facts.Runtimes": dict.fromkeys(
+        ["cards", "docker", "docker_config", "docker_state", "docker_folders", "containerd", "containerd_config"], ""
+    ),
 }
 
 

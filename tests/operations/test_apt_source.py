@@ -114,6 +114,7 @@ def test_a_source_of_somebody_else_with_another_key_is_refused():
     assert name == "_refused"
     assert reason.startswith(f"{theirs}: names https://apt.home.arpa/debian with another key")
     assert run(WHOLE, naming=NAMING | {theirs: entry})[0] == commands
+    theirs = "/etc/apt/sources.list.d/before.list"
     assert run(WHOLE, naming=NAMING | {theirs: "deb https://apt.home.arpa/debian/ trixie main\n"})[0] == []
 
 

@@ -23,6 +23,8 @@ PLAIN = {
     "llama_server.switch.switched": "test_switched.py",
     "models.operations.stored": "test_stored.py",
     "nvidia_driver.operations.driver": "test_nvidia_driver.py",
+    "nvidia_container_toolkit.operations.toolkit": "test_toolkit.py",
+    "nvidia_container_toolkit.runtimes.runtime_configured": "test_runtimes.py",
 }
 
 # The harness only warns about a case that does not say why there is nothing to do.

@@ -437,3 +437,26 @@ def test_an_image_is_pushed_to_a_repository(push: str) -> None:
     image = read({"engine": {"image": {"push": push}}}).engine.image
     assert image is not None
     assert image.push == push
+
+
+@pytest.mark.parametrize(
+    ("version", "why"), [("1.17.7-1", "has CVE-2025-23266"), ("1.17.8-1", "has no nvidia-cdi-refresh.service")]
+)
+def test_a_container_toolkit_that_is_not_to_be_installed(version: str, why: str) -> None:
+    (line,) = refused({"nvidia": {"toolkit_version": version}})
+    assert line.startswith(f"nvidia.toolkit_version: '{version}' {why}")
+
+
+@pytest.mark.parametrize(
+    ("data", "wanted"),
+    [
+        ({}, False),
+        ({**node(runtime="container"), "engine": {"image": {}}}, True),
+        ({**node(runtime="container"), "engine": {"image": {}}, "gpu": "off"}, False),
+        ({**node(runtime="container"), "engine": {"image": {}}, "nvidia": {"container_toolkit": False}}, False),
+        ({"nvidia": {"container_toolkit": True}}, True),
+        ({"nvidia": {"container_runtimes": ["docker"]}}, True),
+    ],
+)
+def test_containers_get_at_the_cards_where_one_needs_them(data: dict[str, Any], wanted: bool) -> None:
+    assert read(data).has_container_toolkit is wanted
