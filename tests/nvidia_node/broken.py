@@ -7,7 +7,7 @@ from typing import Any
 
 KERNEL = "/lib/modules/$(uname -r)"
 NEWER = "6.99.0-stub-amd64"
-DRIVER = "$(dpkg-query -W -f '${Package} ${Version}\\n' | sed -n 's/ 580[.].*//p')"
+DRIVER = "$(dpkg-query -W -f '${Package} ${Version}\\n' | sed -n 's/ 595[.].*//p')"
 INSTALL = "apt-get install -qq --allow-change-held-packages --allow-downgrades --no-install-recommends -y"
 REBOOT = "modprobe -r nvidia_uvm; modprobe -r nvidia; modprobe -q nvidia && modprobe -q nvidia_uvm"
 CDI = "/var/run/cdi/nvidia.yaml"
@@ -18,7 +18,7 @@ BOOTED = "systemctl stop moehost-gpu"
 PURGE = f"{REBOOT.partition(' modprobe -q')[0]} apt-get purge -qq --allow-change-held-packages -y {DRIVER}"
 # The driver in another version of its branch than the one that is loaded.
 UPDATE = (
-    "case $(cat /sys/module/nvidia/version) in 580.95.05) other=580.105.08 ;; *) other=580.95.05 ;; esac; "
+    "case $(cat /sys/module/nvidia/version) in 595.45.04) other=595.58.03 ;; *) other=595.45.04 ;; esac; "
     f"{INSTALL} $(for each in {DRIVER}; do echo $each=$other-1; done)"
 )
 ENGINE = """
@@ -54,7 +54,7 @@ class Broken:
     deploy: str | None = None
 
 
-MISMATCH = "driver/library version mismatch: 580[.][0-9.]+ is loaded, and 580[.][0-9.]+ installed"
+MISMATCH = "driver/library version mismatch: 595[.][0-9.]+ is loaded, and 595[.][0-9.]+ installed"
 BROKEN = [
     Broken(
         "driver_and_library_mismatch",
@@ -141,8 +141,8 @@ BROKEN = [
     ),
     Broken(
         "stale_cdi_specification",
-        "/var/run/cdi/nvidia.yaml is of driver 570[.]00[.]00, and the module that is loaded is 580.*after a refresh",
-        breaks=f"sed -i 's/[.]so[.]580[.].*/.so.570.00.00/' {CDI}",
+        "/var/run/cdi/nvidia.yaml is of driver 570[.]00[.]00, and the module that is loaded is 595.*after a refresh",
+        breaks=f"sed -i 's/[.]so[.]595[.].*/.so.570.00.00/' {CDI}",
         mends="systemctl restart nvidia-cdi-refresh",
         stub={"ctk": "fails"},
     ),

@@ -23,8 +23,8 @@ from roles.nvidia_driver import nvidia_driver
 operations.LIMIT_S = 1
 if node := this_node():
     nvidia_driver(node)
-    gpu_gate(node)
     nvidia_container_toolkit(node)
+    gpu_gate(node)
 """
 
 

@@ -39,7 +39,7 @@ MENDED = [
     ),
     Mended(
         "stale_cdi_specification",
-        f"sed -i 's/[.]so[.]580[.].*/.so.570.00.00/' {CDI}",
+        f"sed -i 's/[.]so[.]595[.].*/.so.570.00.00/' {CDI}",
         TOOLKIT,
         f"! grep 570 {CDI} && grep -q libcuda.so.$(cat /sys/module/nvidia/version) {CDI}",
     ),

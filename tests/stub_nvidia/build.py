@@ -9,7 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from packages import DRIVERS, REPOSITORIES, Package, packages
+from packages import DRIVERS, Package, packages, places
 
 HERE = Path(__file__).parent / "on_node"
 LICENCES = {"open-dkms": "Dual MIT/GPL", "dkms": "NVIDIA"}
@@ -20,9 +20,9 @@ def run(*words: str | Path, **more) -> str:
     return subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True, **more).stdout
 
 
-def compile_all(made: Path) -> None:
-    """Make the libraries and the modules of all drivers."""
-    for version in DRIVERS:
+def compile_all(made: Path, versions: list[str]) -> None:
+    """Make the libraries and the modules of these drivers."""
+    for version in versions:
         library = made / "libcuda" / version
         library.parent.mkdir(parents=True, exist_ok=True)
         define = f'-DVERSION="{version}"'
@@ -74,22 +74,22 @@ def main(root: Path) -> None:
     made, home, keys = root / "made", root / "gnupg", {}
     home.mkdir(mode=0o700)
     gpg = ["gpg", "--batch", "--quiet", "--homedir", str(home), "--pinentry-mode", "loopback", "--passphrase", ""]
-    compile_all(made)
-    for name, (path, key, origin, label) in REPOSITORIES.items():
+    release = dict(line.split("=", 1) for line in Path("/etc/os-release").read_text().splitlines())
+    debian = release["VERSION_ID"].strip('"')
+    compile_all(made, DRIVERS[debian])
+    for name, (path, key, origin, label) in places(debian).items():
         place = root / "www" / path
         place.mkdir(parents=True)
-        for package in packages(name):
+        for package in packages(name, debian):
             build(package, made, root / "folders" / f"{package.name}-{package.version}", place)
         run(*gpg, "--quick-generate-key", f"stub-{name}", "ed25519", "sign", "never")
         shown = run(*gpg, "--list-keys", "--with-colons", f"=stub-{name}")
         keys[name] = next(line.split(":")[9] for line in shown.splitlines() if line.startswith("fpr:"))
-        run(*gpg, "--armor", "--output", place / key, "--export", keys[name])
+        run(*gpg, "--armor", "--output", root / "www" / key, "--export", keys[name])
         (place / "Packages").write_text(run("apt-ftparchive", "packages", ".", cwd=place))
-        options = [
-            f"-oAPT::FTPArchive::Release::{key}={value}" for key, value in (("Origin", origin), ("Label", label))
-        ]
-        release = run("apt-ftparchive", *options, "release", ".", cwd=place)
-        run(*gpg, "--local-user", keys[name], "--clearsign", "--output", place / "InRelease", input=release)
+        options = [f"-oAPT::FTPArchive::Release::{field}" for field in (f"Origin={origin}", f"Label={label}")]
+        text = run("apt-ftparchive", *options, "release", ".", cwd=place)
+        run(*gpg, "--local-user", keys[name], "--clearsign", "--output", place / "InRelease", input=text)
     # The agent has a socket in the home, and would not end by itself.
     run("gpgconf", "--homedir", home, "--kill", "all")
     print(json.dumps(keys))

@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-# The branch that is wanted, an update of it, and one that must never be chosen.
-DRIVERS = ["580.95.05", "580.105.08", "610.43.02"]
+# By version of Debian: the branch that is wanted, an update of it, and one that must never be chosen. NVIDIA has no
+# 580 for Debian 13.
+DRIVERS = {
+    "12": ["580.95.05", "580.105.08", "610.43.02"],
+    "13": ["595.45.04", "595.58.03", "610.43.02"],
+}
 TOOLKITS = ["1.17.4", "1.18.2", "1.20.0", "1.21.0"]
 LIBRARIES = "/usr/lib/x86_64-linux-gnu"
 # What the real package has to this effect; its text is not known here.
@@ -37,12 +41,12 @@ class Package:
     postrm: str = ""
 
 
-def driver(version: str) -> Iterator[Package]:
-    """The driver's packages of NVIDIA's repository for Debian."""
+def driver(version: str, is_first: bool) -> Iterator[Package]:
+    """The driver's packages of NVIDIA's repository for Debian; the pin comes with the first version of a branch."""
     branch, deb = version.partition(".")[0], f"{version}-1"
     same = f"(= {deb})"
     libraries = f"libcuda1 {same}, libnvidia-ml1 {same}, libnvidia-cfg1 {same}"
-    if version != DRIVERS[1]:
+    if is_first:
         texts = {f"/etc/apt/preferences.d/nvidia-driver-pinning-{branch}": PINNING.format(branch)}
         yield Package(f"nvidia-driver-pinning-{branch}", f"{branch}-1", texts=texts)
     for name, needs in {
@@ -91,20 +95,27 @@ def toolkit(version: str) -> Iterator[Package]:
     yield Package("nvidia-container-toolkit", deb, needs)
 
 
-# Repositories: folder below the server's root, name of the key in it, origin and label as the real ones have them.
-REPOSITORIES = {
-    "cuda": ("cuda/repos/debian13/x86_64", "8793F200.pub", "NVIDIA", "NVIDIA CUDA"),
-    "toolkit": (
-        "libnvidia-container/stable/deb/amd64",
-        "../../../gpgkey",
-        "https://nvidia.github.io/libnvidia-container",
-        "NVIDIA CORPORATION <cudatools@nvidia.com>",
-    ),
-}
+def packages(repository: str, debian: str) -> Iterator[Package]:
+    """All packages of a repository for this version of Debian."""
+    if repository == "toolkit":
+        for version in TOOLKITS:
+            yield from toolkit(version)
+        return
+    pinned: set[str] = set()
+    for version in DRIVERS[debian]:
+        yield from driver(version, is_first=version[:3] not in pinned)
+        pinned.add(version[:3])
 
 
-def packages(repository: str) -> Iterator[Package]:
-    """All packages of a repository."""
-    versions, make = (DRIVERS, driver) if repository == "cuda" else (TOOLKITS, toolkit)
-    for version in versions:
-        yield from make(version)
+# The names of NVIDIA's keys in its folders for Debian.
+KEYS = {"12": "3bf863cc.pub", "13": "8793F200.pub"}
+
+
+def places(debian: str) -> dict[str, tuple[str, str, str, str]]:
+    """The repositories: folder and key below the server's root, origin and label as the real ones have them."""
+    folder, toolkit_origin = f"cuda/repos/debian{debian}/x86_64", "https://nvidia.github.io/libnvidia-container"
+    label = "NVIDIA CORPORATION <cudatools@nvidia.com>"
+    return {
+        "cuda": (folder, f"{folder}/{KEYS[debian]}", "NVIDIA", "NVIDIA CUDA"),
+        "toolkit": ("libnvidia-container/stable/deb/amd64", "libnvidia-container/gpgkey", toolkit_origin, label),
+    }

@@ -20,7 +20,7 @@ def driver(host):
 
 
 def test_driver_is_of_the_branch_and_of_one_version(host, driver):
-    assert driver.startswith("580.")
+    assert driver.startswith("595.")
     assert host.check_output("modinfo -F version nvidia") == driver
     smi = host.check_output("nvidia-smi --query-gpu=driver_version --format=csv,noheader")
     assert smi.splitlines() == [driver, driver]
