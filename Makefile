@@ -1,6 +1,6 @@
 # moehost: `make demo` shows it, `make test` proves it, `make` lists the rest.
 .DEFAULT_GOAL := help
-.PHONY: help setup host-packages demo test test-quick test-slow test-molecule test-interrupted test-engine lint format lock clean
+.PHONY: help setup host-packages demo test test-quick test-slow test-molecule test-interrupted test-engine test-nvidia lint format lock clean
 SHELL := /bin/sh
 
 PYTHON ?= python3
@@ -34,7 +34,7 @@ demo: setup ## Start the sandbox, provision it, ask its model something
 	moehost sandbox ask "What is a mixture of experts?"
 	@scripts/next-steps
 
-test: lint test-quick test-slow test-molecule test-interrupted test-engine ## Everything
+test: lint test-quick test-slow test-molecule test-interrupted test-engine test-nvidia ## Everything
 	@echo "== all tests passed"
 
 test-quick: setup ## Unit tests, fact and operation cases, smoke of the whole deploy: no container
@@ -56,6 +56,11 @@ test-engine: setup ## Engines: built, proven, switched to, gone back from, kille
 	pytest tests/engine
 	molecule test --scenario-name engine
 	@cat .sandbox/engine-figures
+
+test-nvidia: setup ## A node with stub cards: driver, container toolkit, gate, and hosts that are broken
+	moehost tiny-model
+	molecule test --scenario-name nvidia
+	@cat .sandbox/nvidia-figures
 
 lint: setup ## ruff, mypy --strict, shellcheck
 	ruff check .

@@ -94,7 +94,7 @@ def tiny_model(path: Path, shards: int, merged_gate_up: bool, mtp: bool, seed: i
 
 @main.group("sandbox")
 def sandbox_group() -> None:
-    """A node without hardware: Debian 13 with systemd in a container on this computer."""
+    """A node without hardware: Debian with systemd in a container on this computer."""
 
 
 _name = click.option("--name", default=sandbox.NAME, show_default=True, help="Name of the container.")
@@ -102,15 +102,23 @@ _name = click.option("--name", default=sandbox.NAME, show_default=True, help="Na
 
 @sandbox_group.command()
 @_name
-def up(name: str) -> None:
+@click.option(
+    "--suite",
+    type=click.Choice(sandbox.SUITES),
+    default=sandbox.SUITES[0],
+    show_default=True,
+    help="Debian's release.",
+)
+def up(name: str, suite: str) -> None:
     """Make and start the sandbox; SANDBOX_IMAGE takes an image of your own.
 
     \b
     Example:
         moehost sandbox up
+        moehost sandbox up --suite bookworm --name old
         SANDBOX_IMAGE=localhost/ubuntu-systemd:24.04 moehost sandbox up --name noble
     """
-    sandbox.up(name, say)
+    sandbox.up(name, say, suite)
 
 
 @sandbox_group.command()

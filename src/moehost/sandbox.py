@@ -1,4 +1,4 @@
-"""A node without hardware: Debian 13 with systemd in a container on this computer.
+"""A node without hardware: Debian 13 or 12 with systemd in a container on this computer.
 
 The root file system is made by mmdebstrap from this computer's own Debian mirror, imported into Podman, and kept
 under a tag that is the hash of its recipe. Everything that needs no GPU really happens in it.
@@ -20,7 +20,8 @@ REPOSITORY = "localhost/moehost-sandbox"
 LABEL = "moehost.sandbox"
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 
-SUITE = "trixie"
+# Releases of Debian that a sandbox may have; the first one if nobody chooses.
+SUITES = ("trixie", "bookworm")
 PACKAGES = ("systemd-sysv", "dbus", "ca-certificates", "procps", "iproute2")
 # The kernel is this computer's: its modules can't be loaded from in here, and a fresh node is not degraded.
 CUSTOMIZE = ('chroot "$1" systemctl mask systemd-modules-load.service',)
@@ -47,25 +48,25 @@ def mirror() -> str | None:
     return None
 
 
-def image(say: Say) -> str:
+def image(say: Say, suite: str = SUITES[0]) -> str:
     """The image of a fresh node, made when it is not there yet: `SANDBOX_IMAGE`, or one after the recipe above."""
     if chosen := os.environ.get("SANDBOX_IMAGE"):
         return chosen
-    recipe = hashlib.sha256(repr((SUITE, PACKAGES, CUSTOMIZE)).encode()).hexdigest()[:12]
+    recipe = hashlib.sha256(repr((suite, PACKAGES, CUSTOMIZE)).encode()).hexdigest()[:12]
     reference = f"{REPOSITORY}:{recipe}"
     if _podman("image", "exists", reference, check=False).returncode == 0:
         return reference
     for program in ("mmdebstrap", "podman"):
         if not shutil.which(program):
             raise SandboxError(f"{program} is not installed; run `make host-packages`")
-    say(f"making the image {reference} (Debian {SUITE}, about a minute, once)")
+    say(f"making the image {reference} (Debian {suite}, about a minute, once)")
     with tempfile.TemporaryDirectory(prefix="moehost-") as folder:
         tar, started = Path(folder, "root.tar"), time.monotonic()
         found = mirror()
-        sources = [f"deb [signed-by={KEYRING}] {found} {SUITE} main"] if found else []
+        sources = [f"deb [signed-by={KEYRING}] {found} {suite} main"] if found else []
         command = ["mmdebstrap", "--quiet", "--variant=minbase", f"--include={','.join(PACKAGES)}"]
         command += [f"--customize-hook={hook}" for hook in CUSTOMIZE]
-        _run([*command, SUITE, str(tar), *sources])
+        _run([*command, suite, str(tar), *sources])
         _podman("import", "--quiet", str(tar), reference)
         say(f"made the image in {time.monotonic() - started:.0f} s")
     return reference
@@ -87,13 +88,13 @@ def runtime_arguments() -> list[str]:
     return arguments
 
 
-def up(name: str, say: Say) -> None:
+def up(name: str, say: Say, suite: str = SUITES[0]) -> None:
     """Start the sandbox `name`, or leave it running; returns when systemd has started in it."""
     if state(name) == "running":
         say(f"{name} is running")
         return
     if state(name) is None:
-        reference = image(say)
+        reference = image(say, suite)
         say(f"starting {name}")
         # Privileged: the hardened units inside set up mounts, namespaces and filters of their own.
         options = ["--privileged", "--systemd=always", "--label", LABEL, "--hostname", name, "--name", name]
