@@ -60,6 +60,7 @@ test-engine: setup ## Engines: built, proven, switched to, gone back from, kille
 test-nvidia: setup ## A node with stub cards: driver, container toolkit, gate, and hosts that are broken
 	moehost tiny-model
 	molecule test --scenario-name nvidia
+	pytest tests/old_podman
 	@cat .sandbox/nvidia-figures
 
 lint: setup ## ruff, mypy --strict, shellcheck

@@ -76,5 +76,12 @@ def test_use_of_the_cards_was_compared_with_the_ledger(host):
     assert [row["used_mib"] for row in measured.values()] == [4096, 4096]
 
 
+def test_podman_gives_a_container_the_cards(node, driver):
+    assert node.run("podman --version").startswith("podman version 5.")
+    seen = node.in_container("ls /dev/nvidia[01] /dev/nvidia-uvm /usr/lib/x86_64-linux-gnu/libcuda.so.*")
+    assert {"/dev/nvidia0", "/dev/nvidia1", "/dev/nvidia-uvm"} <= set(seen.split())
+    assert f"libcuda.so.{driver}" in seen
+
+
 def test_nothing_failed(host):
     assert host.check_output("systemctl --failed --plain --no-legend") == ""
