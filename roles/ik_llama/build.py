@@ -14,7 +14,7 @@ from pyinfra.api import FileUploadCommand, FunctionCommand, QuoteString, StringC
 from moehost import prove, recipe, toolchain
 from moehost.files import sha256_of
 from moehost.recipe import Recipe
-from moehost.settings import Engine
+from moehost.settings_engine import Engine
 from moehost.toolchain import Cuda, ToolchainError
 from roles.facts import FileStates
 from roles.ik_llama.cuda import cuda_toolkit

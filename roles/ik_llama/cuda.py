@@ -8,7 +8,7 @@ from pyinfra.api import operation
 from pyinfra.operations import apt
 
 from moehost import nvidia_repository
-from moehost.settings import CUDA_REPOSITORY
+from moehost.settings_engine import CUDA_REPOSITORY
 from roles.apt import apt_source
 from roles.facts import OsRelease
 from roles.ik_llama.facts import PackageCandidates

@@ -12,7 +12,7 @@ from pyinfra.api import FunctionCommand, QuoteString, StringCommand, operation
 
 from moehost import bake, container, images, prove, recipe, toolchain
 from moehost.images import Base, ImageError, There
-from moehost.settings import Engine
+from moehost.settings_engine import Engine
 from roles.ik_llama.build import SOURCE, checkout, small_model, unit_options, watch
 from roles.ik_llama.facts import BAKERY, BUILDER, ENGINE, IMAGES, PACKAGES, WORKSHOP, Build, Images, Toolchain
 from roles.operations import files, packages, refuse, render

@@ -10,7 +10,7 @@ from pyinfra.operations import apt
 from moehost import cdi
 from moehost.apt import AptSource
 from moehost.cdi import CdiError, Toolkit
-from moehost.settings import Nvidia
+from moehost.settings_nvidia import Nvidia
 from roles.apt import apt_source
 from roles.base import PROGRAMS
 from roles.nvidia_container_toolkit.facts import ENV, ContainerToolkit, PackageVersions

@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
-from moehost.settings import Engine
+from moehost.settings_engine import Engine
 from moehost.toolchain import AVX512, Cuda, Toolchain
 
 # Programs of a release: the server, and the two that measure.

@@ -10,56 +10,32 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
-from moehost import cdi, mistakes, source
+from moehost import mistakes, source
+from moehost.setting import Settings, matching
+from moehost.settings_engine import Engine
+from moehost.settings_nvidia import Nvidia
 
 # Keys of an inventory that belong to pyinfra: global arguments and its connectors' data.
 PYINFRA_KEYS = re.compile(r"^(_|(ssh|podman|podmanssh|docker|dockerssh|fake|chroot|vagrant|terraform)_)")
 
 
-def _matching(pattern: str, rule: str) -> AfterValidator:
-    """A string that matches a pattern; the message states the rule in words."""
-
-    def check(value: str) -> str:
-        if not re.fullmatch(pattern, value):
-            raise ValueError(f"{value!r}: {rule}")
-        return value
-
-    return AfterValidator(check)
-
-
 Name = Annotated[
-    str, _matching(r"[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?", "use lower-case letters, digits and dashes, at most 40")
+    str, matching(r"[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?", "use lower-case letters, digits and dashes, at most 40")
 ]
 ModelName = Annotated[
-    str, _matching(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", "use letters, digits, dots, dashes and underscores")
+    str, matching(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", "use letters, digits, dots, dashes and underscores")
 ]
 Folder = Annotated[
     str,
-    _matching(
+    matching(
         r"(/(?![.]{1,2}(/|$))[A-Za-z0-9._-]+)+", "write an absolute path of letters, digits and ._-, without .."
     ),
 ]
 MemoryMax = Annotated[
-    str, _matching(r"[1-9][0-9]?%|100%|[1-9][0-9]*[MGT]|infinity", "write e.g. 92%, 700G or infinity, as in systemd")
+    str, matching(r"[1-9][0-9]?%|100%|[1-9][0-9]*[MGT]|infinity", "write e.g. 92%, 700G or infinity, as in systemd")
 ]
-Commit = Annotated[str, _matching(r"[0-9a-f]{40}", "write all 40 digits of a commit; a branch or tag moves")]
-Architecture = Annotated[str, _matching(r"[0-9]{2,3}[af]?", "write a compute capability without the dot, e.g. 120")]
-CudaVersion = Annotated[str, _matching(r"[0-9]{2}[.][0-9]", "write e.g. 12.9")]
-Fingerprint = Annotated[str, _matching(r"[0-9A-F]{40}", "write the 40 digits of the fingerprint without spaces")]
-CmakeOption = Annotated[str, _matching(r"[A-Z][A-Z0-9_]*=[A-Za-z0-9_.;:/+-]*", "write NAME=VALUE")]
-ImageName = Annotated[str, _matching(r"[a-z0-9][A-Za-z0-9./_:@-]*", "write HOST/NAME")]
-Repository = Annotated[
-    str,
-    _matching(
-        r"[A-Za-z0-9.-]+(:[0-9]+)?(/[a-z0-9]+([._-]+[a-z0-9]+)*)+",
-        "write HOST/NAME in lower-case letters, without a tag: the release is the tag",
-    ),
-]
-Branch = Annotated[str, _matching(r"[0-9]{3}", "write the number of a branch, e.g. 580")]
-DebVersion = Annotated[str, _matching(r"[0-9][A-Za-z0-9.+~-]*", "write a whole version as apt has it, e.g. 1.20.0-1")]
-Watts = Annotated[int, Field(ge=50, le=2000)]
 Port = Annotated[int, Field(ge=1, le=65535)]
 KvType = Literal["f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"]
 # What the rest of the house must know of, and what would show a secret: not for `server_args`.
@@ -72,12 +48,6 @@ OWN_SETTING = {
     "--port": "port",
 }
 SLOT_TOKENS = 256
-# The engine that everything here was tried with. A newer commit is a decision: its flags, its memory and its speed
-# are checked again (CONTRIBUTING.md, "A newer engine").
-TOOLKIT_REPOSITORY = "https://nvidia.github.io/libnvidia-container/stable/deb"
-CUDA_REPOSITORY = "https://developer.download.nvidia.com/compute/cuda/repos"
-IK_URL = "https://github.com/ikawrakow/ik_llama.cpp.git"
-IK_COMMIT = "8337e4cd3861406fc04e0854b1409cd1b027fbc9"
 
 
 class SettingsError(ValueError):
@@ -86,12 +56,6 @@ class SettingsError(ValueError):
     def __init__(self, lines: list[str]) -> None:
         super().__init__("; ".join(lines))
         self.lines = lines
-
-
-class Settings(BaseModel):
-    """Common ground: unknown keys are errors, and nothing changes after validation."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 class Model(Settings):
@@ -112,91 +76,6 @@ class Model(Settings):
     def _source_is_complete(self) -> Model:
         source.check_sha256(source.parse(self.source, self.revision), self.sha256)
         return self
-
-
-class Image(Settings):
-    """The container image of an engine, made by the same recipe as the release."""
-
-    base: ImageName | None = Field(
-        None,
-        description="image of Debian or Ubuntu that it is built in, by digest, e.g. NVIDIA's CUDA image with a "
-        "compiler, `docker.io/nvidia/cuda@sha256:...`; without it a root file system is made on the node from its "
-        "own mirror",
-    )
-    runtime: ImageName | None = Field(
-        None,
-        description="image that the programs are put on, by digest, e.g. NVIDIA's CUDA image without a compiler, "
-        "which is much smaller; `base` by default",
-    )
-    push: Repository | None = Field(
-        None, description="repository of yours that it is pushed to, e.g. `compute.home.arpa/ik_llama-cuda`"
-    )
-
-    @field_validator("base", "runtime")
-    @classmethod
-    def _images_are_pinned(cls, value: str | None) -> str | None:
-        if value and not value.startswith("localhost/") and not re.search(r"@sha256:[0-9a-f]{64}$", value):
-            raise ValueError(
-                f"{value!r}: pin it by digest, NAME@sha256:...; `skopeo inspect` shows the digest of a tag"
-            )
-        return value
-
-
-class Engine(Settings):
-    """The llama-server to run."""
-
-    source: Literal["git", "package"] = Field(
-        "git",
-        description="`git`: ik_llama.cpp, built on the node for this very machine; "
-        "`package`: the distribution's llama.cpp (Debian 13 and later)",
-    )
-    url: str = Field(IK_URL, description="for `git`: repository, also a path on the node")
-    commit: Commit = Field(IK_COMMIT, description="for `git`: the commit to build, all 40 digits of it")
-    cuda: Literal["auto", "on", "off"] = Field(
-        "auto", description="for `git`: whether it is built for NVIDIA cards; `auto`: if the node has one"
-    )
-    cuda_architectures: list[Architecture] = Field(
-        default_factory=list,
-        description="for `git`: compute capabilities to build for, e.g. `120`; those of the node's cards by default",
-    )
-    cuda_version: CudaVersion | None = Field(
-        None,
-        description="CUDA toolkit to build with, e.g. `12.9`; without it the newest usable one on the node, "
-        "or one that the node gets from NVIDIA's repository",
-    )
-    cuda_repository: str = Field(CUDA_REPOSITORY, description="where NVIDIA's packages come from, or a mirror of it")
-    cuda_key: Fingerprint | None = Field(
-        None, description="fingerprint of that repository's key, if it is another one than NVIDIA's"
-    )
-    cmake_options: list[CmakeOption] = Field(
-        default_factory=list, description="for `git`: options that are added last, e.g. `GGML_RPC=ON`"
-    )
-    image: Image | None = Field(None, description="for `git`: also make a container image")
-    keep_releases: int = Field(3, ge=2, le=99, description="how many releases stay on the node")
-    drain_s: int = Field(
-        300, ge=0, description="how long a switch of engines waits for a moment in which no request is at work"
-    )
-    canary_share: float = Field(
-        0.8,
-        ge=0,
-        le=1,
-        description="what a new engine must reach of the old one's decode speed, else the old one comes back",
-    )
-
-    @model_validator(mode="after")
-    def _image_is_of_a_build(self) -> Engine:
-        if self.image and self.source != "git":
-            raise ValueError(f"image belongs to source 'git', and source is {self.source!r}; leave one of them out")
-        return self
-
-    @field_validator("url")
-    @classmethod
-    def _url_is_whole(cls, value: str) -> str:
-        if not re.fullmatch(r"(https://|ssh://|git@|/)[A-Za-z0-9@:/._~+-]+", value):
-            raise ValueError(
-                f"{value!r}: write https://HOST/PATH, ssh://USER@HOST/PATH or an absolute path on the node"
-            )
-        return value
 
 
 class Sampling(Settings):
@@ -324,46 +203,6 @@ class Service(Settings):
     def is_on_loopback(self) -> bool:
         """Whether only this machine reaches the server."""
         return ipaddress.ip_address(self.host).is_loopback
-
-
-class Nvidia(Settings):
-    """The driver of NVIDIA's cards, and what brings the cards into containers."""
-
-    cards: int | None = Field(
-        None, ge=1, le=16, description="cards that must answer before a service starts; all on the bus if not given"
-    )
-    power_limit_w: list[Watts] = Field(
-        default_factory=list,
-        description="power limit, watts: one for all cards, or one for each in the bus's order",
-    )
-    driver: Literal["install", "keep"] = Field(
-        "install", description="`install`: have the driver of `branch`; `keep`: it is yours, and only checked"
-    )
-    branch: Branch | None = Field(
-        None,
-        description="branch of the driver; the installed one if it is 580 or 595, else 580, or 595 where there is no "
-        "580 (NVIDIA's repository for Debian 13); open kernel modules always",
-    )
-    container_toolkit: bool | None = Field(
-        None,
-        description="whether containers can use the cards; if not given, where a service runs in one, or "
-        "`container_runtimes` names a runtime",
-    )
-    toolkit_version: DebVersion = Field("1.20.0-1", description="version of NVIDIA's container toolkit, exactly")
-    toolkit_repository: str = Field(TOOLKIT_REPOSITORY, description="where the container toolkit comes from")
-    toolkit_key: Fingerprint | None = Field(
-        None, description="fingerprint of that repository's key, if it is another one than NVIDIA's"
-    )
-    container_runtimes: list[Literal["docker", "containerd"]] = Field(
-        default_factory=list, description="runtimes beside Podman that are configured for the cards, too"
-    )
-
-    @field_validator("toolkit_version")
-    @classmethod
-    def _toolkit_has_no_known_hole(cls, value: str) -> str:
-        if reason := cdi.version_refusal(value):
-            raise ValueError(reason)
-        return value
 
 
 class Node(Settings):

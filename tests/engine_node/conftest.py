@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from moehost.settings import IK_COMMIT
+from moehost.settings_engine import IK_COMMIT
 from tests.fixtures.node import ROOT, Node, instance
 from tests.stand_in import repository
 

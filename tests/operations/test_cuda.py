@@ -3,7 +3,7 @@
 import pytest
 from pyinfra.facts.deb import DebPackages
 
-from moehost.settings import CUDA_REPOSITORY
+from moehost.settings_engine import CUDA_REPOSITORY
 from roles.facts import FileStates, MissingPackages, OsRelease, SourceState
 from roles.ik_llama.cuda import cuda_toolkit
 from roles.ik_llama.facts import PackageCandidates

@@ -6,7 +6,8 @@ import pytest
 from pyinfra.facts.deb import DebPackages
 from pyinfra.facts.server import Uptime
 
-from moehost.settings import CUDA_REPOSITORY, read
+from moehost.settings import read
+from moehost.settings_engine import CUDA_REPOSITORY
 from roles.facts import FileStates, MissingPackages, SourceState
 from roles.nvidia_driver import facts
 from roles.nvidia_driver.operations import driver

@@ -4,7 +4,7 @@ import pytest
 from pyinfra.facts.deb import DebPackages
 
 from moehost import recipe, toolchain
-from moehost.settings import Engine
+from moehost.settings_engine import Engine
 from roles.facts import FileStates, MissingPackages, OsRelease
 from roles.ik_llama import build
 from roles.ik_llama.build import checkout, release

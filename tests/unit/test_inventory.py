@@ -54,6 +54,7 @@ def test_instances_of_a_molecule_scenario_have_its_settings(tmp_path):
     found = hosts(
         "inventory/molecule.py",
         MOLECULE_INVENTORY_FILE=str(instances),
+        MOLECULE_EPHEMERAL_DIRECTORY=str(tmp_path),
         MOLECULE_SCENARIO_DIRECTORY=str(ROOT / "molecule/default"),
     )
     assert set(found) == {"@podman/one", "@podman/two"}

@@ -8,7 +8,7 @@ import pytest
 
 from moehost import recipe, toolchain
 from moehost.recipe import Recipe
-from moehost.settings import Engine
+from moehost.settings_engine import Engine
 from moehost.toolchain import Cuda
 from roles.operations import render
 from tests.unit.test_toolchain import TEXTS, cuda
