@@ -47,6 +47,9 @@ def installed(driver: Driver, states: dict[str, list[str]], node: Node) -> Gener
         offer, choice = yield from _offered(driver, node.nvidia.branch, origin)
         if not is_ubuntu(driver):
             yield from _signed(driver)
+        elif driver_packages.is_installed(driver, choice):
+            # Apt has no modules for a flavour, and those of the running kernel are there.
+            offer = None
     if not is_ubuntu(driver):
         preferences = render("nvidia_driver/driver.preferences.j2", branch=choice.branch)
         yield from _written({facts.PREFERENCES: preferences}, states)

@@ -63,12 +63,16 @@ def of_apt(texts: Mapping[str, str]) -> Offer:
 
 
 def of_node(driver: Driver) -> Offer:
-    """What is installed."""
+    """What is installed, without the modules of one kernel where upgrades follow flavours: apt may have theirs."""
     branch = installed_branch(driver)
     if not branch:
         return Offer(frozenset(), ())
     versions = driver.packages.items()
     names = {name for name, version in versions if name not in UNNUMBERED or version.startswith(f"{branch}.")}
+    if flavours(driver):
+        names = {
+            name for name in names if not re.match(rf"linux-modules-nvidia-.*-{re.escape(driver.kernel)}$", name)
+        }
     return Offer(frozenset(names), (branch,))
 
 
@@ -82,6 +86,11 @@ def installed_branch(driver: Driver) -> str | None:
             if match := re.match(rf"{package}-(\d{{3}})\b", name):
                 return match[1]
     return None
+
+
+def is_installed(driver: Driver, choice: Choice) -> bool:
+    """Whether nothing of a choice is missing."""
+    return choice.branch == installed_branch(driver) and set(choice.packages) <= set(driver.packages)
 
 
 def choose(driver: Driver, wanted: str | None, offer: Offer) -> Choice:

@@ -259,6 +259,17 @@ class TestUbuntu:
         run = Run(whole_ubuntu())
         assert (run.commands, run.asked) == ([], [facts.Driver])
 
+    @pytest.mark.parametrize("has_modules", [True, False])
+    def test_a_flavour_that_comes_later_gets_its_modules_if_apt_has_them(self, has_modules):
+        hwe = "generic-hwe-24.04"
+        two = whole_ubuntu(packages=installed(UBUNTU_PACKAGES | {f"linux-image-{hwe}": "6.14.0-37.38"}))
+        two["holds"] += f"\nlinux-image-{hwe}"
+        names = [f"{MODULES}-generic", f"{MODULES}-{hwe}", *UBUNTU]
+        exact = f"{MODULES}-6.8.0-51-generic"
+        run = Run(two, offers=[apt_has([*names, exact] if has_modules else [names[0], *UBUNTU, exact], [])])
+        # Without any for it, the ones of the running kernel do, and a second run changes nothing.
+        assert run.installs == ([[*names, exact]] if has_modules else [])
+
     def test_what_is_missing_in_the_archive_is_named(self):
         run = Run(ubuntu(), offers=[apt_has([], [])], nvidia={"branch": "580"})
         assert run.lines[0] == UPDATE

@@ -9,7 +9,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from packages import DRIVERS, Package, packages, places
+import packages as debian
+import ubuntu
+from packages import Package
 
 HERE = Path(__file__).parent / "on_node"
 LICENCES = {"open-dkms": "Dual MIT/GPL", "dkms": "NVIDIA"}
@@ -75,13 +77,14 @@ def main(root: Path) -> None:
     home.mkdir(mode=0o700)
     gpg = ["gpg", "--batch", "--quiet", "--homedir", str(home), "--pinentry-mode", "loopback", "--passphrase", ""]
     release = dict(line.split("=", 1) for line in Path("/etc/os-release").read_text().splitlines())
-    debian = release["VERSION_ID"].strip('"')
-    compile_all(made, DRIVERS[debian])
-    for name, (path, key, origin, label) in places(debian).items():
+    system = {"debian": debian, "ubuntu": ubuntu}[release["ID"]]
+    version = release["VERSION_ID"].strip('"')
+    compile_all(made, system.DRIVERS[version])
+    for name, (path, key, origin, label) in system.places(version).items():
         place = root / "www" / path
         place.mkdir(parents=True)
-        for package in packages(name, debian):
-            build(package, made, root / "folders" / f"{package.name}-{package.version}", place)
+        for package in system.packages(name, version):
+            build(package, made, root / "folders" / name / f"{package.name}-{package.version}", place)
         run(*gpg, "--quick-generate-key", f"stub-{name}", "ed25519", "sign", "never")
         shown = run(*gpg, "--list-keys", "--with-colons", f"=stub-{name}")
         keys[name] = next(line.split(":")[9] for line in shown.splitlines() if line.startswith("fpr:"))

@@ -109,13 +109,16 @@ def packages(repository: str, debian: str) -> Iterator[Package]:
 
 # The names of NVIDIA's keys in its folders for Debian.
 KEYS = {"12": "3bf863cc.pub", "13": "8793F200.pub"}
+# The repository of the container toolkit, as `places` has it.
+TOOLKIT = (
+    "libnvidia-container/stable/deb/amd64",
+    "libnvidia-container/gpgkey",
+    "https://nvidia.github.io/libnvidia-container",
+    "NVIDIA CORPORATION <cudatools@nvidia.com>",
+)
 
 
 def places(debian: str) -> dict[str, tuple[str, str, str, str]]:
     """The repositories: folder and key below the server's root, origin and label as the real ones have them."""
-    folder, toolkit_origin = f"cuda/repos/debian{debian}/x86_64", "https://nvidia.github.io/libnvidia-container"
-    label = "NVIDIA CORPORATION <cudatools@nvidia.com>"
-    return {
-        "cuda": (folder, f"{folder}/{KEYS[debian]}", "NVIDIA", "NVIDIA CUDA"),
-        "toolkit": ("libnvidia-container/stable/deb/amd64", "libnvidia-container/gpgkey", toolkit_origin, label),
-    }
+    folder = f"cuda/repos/debian{debian}/x86_64"
+    return {"cuda": (folder, f"{folder}/{KEYS[debian]}", "NVIDIA", "NVIDIA CUDA"), "toolkit": TOOLKIT}
