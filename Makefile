@@ -61,6 +61,7 @@ test-nvidia: setup ## A node with stub cards: driver, container toolkit, gate, a
 	moehost tiny-model
 	molecule test --scenario-name nvidia
 	pytest tests/old_podman
+	pytest tests/nvidia_ubuntu
 	@cat .sandbox/nvidia-figures
 
 lint: setup ## ruff, mypy --strict, shellcheck

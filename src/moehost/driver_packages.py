@@ -70,9 +70,7 @@ def of_node(driver: Driver) -> Offer:
     versions = driver.packages.items()
     names = {name for name, version in versions if name not in UNNUMBERED or version.startswith(f"{branch}.")}
     if flavours(driver):
-        names = {
-            name for name in names if not re.match(rf"linux-modules-nvidia-.*-{re.escape(driver.kernel)}$", name)
-        }
+        names -= {f"linux-modules-nvidia-{branch}{kind}-open-{driver.kernel}" for kind in ("-server", "")}
     return Offer(frozenset(names), (branch,))
 
 

@@ -1,7 +1,7 @@
 """The driver on a stub Ubuntu: a node of Debian 13 that says it is Ubuntu 24.04, with Secure Boot and stub cards.
 
-Packages have the names that Ubuntu's archive has, in a signed archive on the node's loopback; apt, dpkg, kmod, systemd,
-Podman are Debian's. In its own container, so it needs no scenario. The tests run in this order, and change it.
+Packages have the names that Ubuntu's archive has, in a signed archive on the node's loopback; apt, dpkg, kmod and
+systemd are Debian's. In its own container, so it needs no scenario. The tests run in this order, and change it.
 """
 
 import pytest
@@ -108,6 +108,10 @@ class TestDeployed:
     def test_persistenced_runs_without_being_enabled(self, node):
         state = node.run("systemctl is-enabled nvidia-persistenced; systemctl is-active nvidia-persistenced")
         assert state.split() == ["static", "active"]
+        # Ubuntu's unit switches off what it is there for.
+        assert "--no-persistence-mode" in node.run("systemctl cat nvidia-persistenced")
+        modes = node.run("nvidia-smi --query-gpu=persistence_mode --format=csv,noheader")
+        assert modes.split() == ["Enabled", "Enabled"]
 
     def test_gate_is_passed_with_both_cards(self, node):
         assert "2 card(s) ready" in node.run("systemctl is-active moehost-gpu && journalctl -o cat -u moehost-gpu")

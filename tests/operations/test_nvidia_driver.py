@@ -262,7 +262,8 @@ class TestUbuntu:
     @pytest.mark.parametrize("has_modules", [True, False])
     def test_a_flavour_that_comes_later_gets_its_modules_if_apt_has_them(self, has_modules):
         hwe = "generic-hwe-24.04"
-        two = whole_ubuntu(packages=installed(UBUNTU_PACKAGES | {f"linux-image-{hwe}": "6.14.0-37.38"}))
+        two = whole_ubuntu()
+        two["packages"] += installed({f"linux-image-{hwe}": "6.14.0-37.38"})
         two["holds"] += f"\nlinux-image-{hwe}"
         names = [f"{MODULES}-generic", f"{MODULES}-{hwe}", *UBUNTU]
         exact = f"{MODULES}-6.8.0-51-generic"

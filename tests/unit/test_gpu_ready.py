@@ -31,6 +31,7 @@ cd {folder}
 case "$*" in
 *-pl*) shift 3; [ "$1" -le 600 ] || {{ echo "Provided power limit $1.00 W is not a valid power limit which should be \
 between 150.00 W and 600.00 W for GPU 00000000:41:00.0"; exit 3; }}; echo "$1" >watts ;;
+*-pm*) echo "$2" >persistence ;;
 *power.limit*) printf '%s.00\\n' "$(cat watts)" ;;
 *) [ ! -e smi_error ] || {{ cat smi_error; exit 18; }}; for n in $(seq $(cat smi_cards)); do
    echo "$(cat library), NVIDIA RTX PRO 6000 Blackwell Workstation Edition"; done ;;
@@ -82,6 +83,11 @@ def test_two_cards_are_ready(machine):
 
 def test_one_may_be_enough(machine):
     assert machine.gate(1, 0)[0] == 0
+
+
+def test_the_cards_are_kept_awake(machine):
+    assert machine.gate(2, 0)[0] == 0
+    assert (machine.folder / "persistence").read_text() == "1\n"
 
 
 def test_a_power_limit_for_all(machine):
