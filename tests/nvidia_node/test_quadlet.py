@@ -56,7 +56,9 @@ def test_what_is_allowed_comes_out_whole(generated, quadlet):
 
 def test_systemd_understands_what_comes_out(node, generated):
     unit = generated.partition("---\n")[2]
-    sandbox.execute(node.name, "install", "/dev/stdin", f"{FOLDER}/llama-server-qwen.service", stdin=unit)
+    sandbox.execute(
+        node.name, "install", "-m", "644", "/dev/stdin", f"{FOLDER}/llama-server-qwen.service", stdin=unit
+    )
     # The programs of a service are not on every node.
     node.run(f"sed -i 's,/usr/local/libexec/moehost/[a-z-]*,/bin/true,' {FOLDER}/llama-server-qwen.service")
     said = node.run(
