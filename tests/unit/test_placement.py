@@ -545,7 +545,7 @@ class TestAnyMachine:
 
     @settings(max_examples=100, deadline=None)
     @given(cases(), st.integers(0, 2), st.integers(1, 60_000))
-    def test_more_memory_on_a_card_is_not_slower(
+    def test_more_memory_on_a_card_is_never_slower(
         self, case: tuple[Model, Node, Request], index: int, more_mib: int
     ) -> None:
         model, node, request = case
@@ -559,8 +559,6 @@ class TestAnyMachine:
         except DoesNotFit:
             return
         after = place(model, dataclasses.replace(node, gpus=tuple(gpus)), request)
-        # With several cards the split of layers is one of a few that are tried: 1.2 % were lost once, by 9 MiB more.
-        slack = 0.03 if len(gpus) > 1 else 1e-9
         if request.ubatch:
-            assert after.decode.expected >= before.decode.expected * (1 - slack)
-        assert after.answer_s <= before.answer_s * (1 + slack)
+            assert after.decode.expected >= before.decode.expected * (1 - 1e-9)
+        assert after.answer_s <= before.answer_s * (1 + 1e-9)
