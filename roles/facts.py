@@ -5,6 +5,7 @@ from typing import Any, ClassVar
 
 from pyinfra.api import FactBase, QuoteString, StringCommand
 
+from moehost import os_release
 from moehost.hardware import NVIDIA_SMI_QUERY
 
 # Display controllers (class 03) of NVIDIA on the bus, a path for each, with or without a driver.
@@ -60,8 +61,7 @@ class OsRelease(FactBase[dict[str, str]]):
         return "cat /etc/os-release"
 
     def process(self, output: list[str]) -> dict[str, str]:
-        pairs = (line.split("=", 1) for line in output if "=" in line)
-        return {key: value.strip('"') for key, value in pairs}
+        return os_release.fields("\n".join(output))
 
 
 class FileStates(FactBase[dict[str, list[str]]]):

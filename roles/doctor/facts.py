@@ -2,7 +2,7 @@
 
 from pyinfra.api import FactBase
 
-from roles.facts import Texts
+from roles.facts import CARDS, Texts
 from roles.ik_llama.facts import Releases
 
 UNITS = "'llama-server-*.service' 'moehost-*.service'"
@@ -31,9 +31,9 @@ class Condition(Texts, FactBase[dict[str, str]]):
         "rotational": "lsblk --raw --noheadings --output ROTA,MOUNTPOINT",
         "cards": "timeout 60 nvidia-smi -q -x | sed '/<supported_clocks>$/,/<\\/supported_clocks>/d; "
         "/<processes>$/,/<\\/processes>/d; /<serial>/d; /<uuid>/d; /<board_id>/d'",
-        # Width of the link of each of NVIDIA's display controllers (class 03): now, and what the card has.
-        "links": "for each in $(grep -l 0x10de $(grep -l ^0x03 /sys/bus/pci/devices/*/class | sed s/class$/vendor/) "
-        '/dev/null); do cd ${each%/vendor} && echo "${PWD##*/} $(cat current_link_width max_link_width | '
+        # Width of each card's link: now, and what the card has.
+        "links": f"for each in $({CARDS}); do "
+        'cd ${each%/vendor} && echo "${PWD##*/} $(cat current_link_width max_link_width | '
         'tr "\\n" " ")"; done',
         # Also of boots before this one: a card that fell off the bus is often back by the time anybody looks.
         "xids": "{ timeout 60 journalctl _TRANSPORT=kernel --since -14d --output short-unix --no-pager --quiet "

@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from moehost.finding import Finding, Level
+from moehost.finding import DEPLOY, Finding, Level
 
 # First Podman that reads specifications of a CDI version; it has no devices of CDI before.
 CDI_OF_PODMAN = {
@@ -36,7 +36,6 @@ KIND = "nvidia.com/gpu"
 BY_HAND = ("/etc/cdi/nvidia.yaml", "/etc/cdi/nvidia.json")
 DEFAULT_OUTPUT = "/var/run/cdi/nvidia.yaml"
 REFRESH = "systemctl restart nvidia-cdi-refresh.service"
-DEPLOY = "pyinfra inventory deploy.py"
 BASE = "nvidia-container-toolkit-base"
 PACKAGES = (BASE, "nvidia-container-toolkit", "libnvidia-container-tools", "libnvidia-container1")
 

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import zip_longest
 
+from moehost.cdi import KIND
 from moehost.settings import Service
 
 # First version with a generator of units, and the first that has each key that came later.
@@ -26,7 +27,6 @@ SINCE = {
 FIRST_PODMAN = (4, 0)
 # Who an image's server is; the same number on every node, and nobody's elsewhere.
 USER = 10001
-ALL_CARDS = "nvidia.com/gpu=all"
 KEYS_PATH = "/run/secrets/api-keys"
 # A little less than the unit's TimeoutStopSec, so that Podman is the one that ends it.
 STOP_S = 170
@@ -68,7 +68,7 @@ def _options(service: Service, model_dir: str, env: Mapping[str, str], gpus: int
     yield Option("Pull", "never", "--pull")
     yield Option("LogDriver", "journald", "--log-driver")
     if gpus:
-        yield Option("AddDevice", ALL_CARDS, "--device")
+        yield Option("AddDevice", f"{KIND}=all", "--device")
     yield Option("DropCapability", "all", "--cap-drop")
     if service.sys_nice:
         yield Option("AddCapability", "SYS_NICE", "--cap-add")

@@ -10,7 +10,8 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from moehost.finding import Finding, Level
+from moehost import os_release
+from moehost.finding import DEPLOY, Finding, Level
 
 # PCI device ids grow with the generations: the first of Turing, and the first of Blackwell.
 FIRST_TURING = 0x1E00
@@ -21,7 +22,6 @@ OPEN_LICENCE = "Dual MIT/GPL"
 # Packages that bring modules.
 MODULES = re.compile(r"linux-modules-nvidia-\d|nvidia-(kernel-)?(open-)?dkms")
 VERSION = r"\d{3}[.]\d+(?:[.]\d+)?"
-DEPLOY = "`pyinfra inventory deploy.py`"
 
 
 class DriverError(ValueError):
@@ -142,10 +142,9 @@ class Driver:
 
 def parse(texts: Mapping[str, str]) -> Driver:
     """What the fact `roles.nvidia_driver.facts.Driver` reads, by its keys; what is missing on the node is empty."""
-    pairs = (line.split("=", 1) for line in texts["system"].splitlines() if "=" in line)
     packages = (line.split() for line in texts["packages"].splitlines() if line.startswith("installed "))
     return Driver(
-        system={key: value.strip('"') for key, value in pairs},
+        system=os_release.fields(texts["system"]),
         cards=tuple(_cards(texts["pci"])),
         kernel=texts["kernel"].strip(),
         kernels=tuple(Kernel(*_fields(line)) for line in texts["kernels"].splitlines()),
@@ -205,7 +204,7 @@ def _loading(driver: Driver) -> Iterator[Finding]:
     """Nothing loaded, or something else."""
     if driver.taken:
         cards = ", ".join(f"{card.taken_by} has the card {card.address}" for card in driver.taken)
-        fix = f"{DEPLOY} with nvidia.driver: 'install' blacklists it, then `systemctl reboot`"
+        fix = f"`{DEPLOY}` with nvidia.driver: 'install' blacklists it, then `systemctl reboot`"
         yield _finding("error", f"{cards}, and gives it back at a reboot only", fix)
     elif driver.waits_for_newest and driver.newest:
         says = f"the driver is there for the kernel {driver.newest.release}, and {driver.kernel} is running"
@@ -215,7 +214,7 @@ def _loading(driver: Driver) -> Iterator[Finding]:
         yield _finding("error", says, f"`{module_package(driver, driver.kernel)}`")
     elif not driver.loaded and not driver.on_disk:
         says = f"{_count(driver)} on the PCI bus, and no driver for the kernel {driver.kernel}"
-        yield _finding("error", says, f"{DEPLOY}, with nvidia.driver: 'install'")
+        yield _finding("error", says, f"`{DEPLOY}`, with nvidia.driver: 'install'")
     elif not driver.loaded:
         fix = "`modprobe nvidia`, and `journalctl -k -g 'NVRM|nvidia'` says why not"
         yield _finding("error", f"the driver {driver.on_disk} is installed and not loaded", fix)
@@ -233,7 +232,7 @@ def _closed(driver: Driver) -> Iterator[Finding]:
         yield _finding("error", "the closed module is loaded, and the open one installed", "`systemctl reboot`")
     elif (driver.loaded and driver.is_closed) or (driver.on_disk and driver.licence != OPEN_LICENCE):
         says = f"the kernel modules are the closed ones, which don't know the card {', '.join(cards)}"
-        yield _finding("error", says, f"{DEPLOY}, with nvidia.driver: 'install', has the open ones")
+        yield _finding("error", says, f"`{DEPLOY}`, with nvidia.driver: 'install', has the open ones")
 
 
 def _versions(driver: Driver) -> Iterator[Finding]:
@@ -243,7 +242,7 @@ def _versions(driver: Driver) -> Iterator[Finding]:
         yield _finding("error", f"{says}; what runs goes on, nothing new starts", "`systemctl reboot`")
     elif "version mismatch" in driver.smi:
         says = f"driver/library version mismatch: the module is {driver.loaded}, and the libraries are of another"
-        fix = f"`apt-get install --fix-broken`, then {DEPLOY}: module and libraries have to be of one version"
+        fix = f"`apt-get install --fix-broken`, then `{DEPLOY}`: module and libraries have to be of one version"
         yield _finding("error", says, fix)
     elif driver.loaded and not driver.taken and not re.search(rf"^{VERSION}\s*$", driver.smi, re.MULTILINE):
         said = driver.smi.splitlines()[0] if driver.smi else "there is none"

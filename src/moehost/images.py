@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from moehost import os_release
 from moehost.bake import BASES, INCLUDE
 
 REPOSITORY = "localhost/moehost/ik_llama"
@@ -86,7 +87,6 @@ class There:
 
 def parse(texts: Mapping[str, str]) -> There:
     """What the fact `roles.ik_llama.facts.Images` reads, by its keys; what is missing on the node is empty."""
-    system = dict(line.split("=", 1) for line in texts["system"].splitlines() if "=" in line)
     pushed = (line.split() for line in texts["pushed"].splitlines())
     return There(
         release=texts["next"].strip(),
@@ -95,7 +95,7 @@ def parse(texts: Mapping[str, str]) -> There:
         images=tuple(dict.fromkeys(_images(json.loads(texts["images"] or "[]")))),
         pushed={release: (address, image) for release, address, image, *_ in pushed},
         leftovers=tuple(texts["leftovers"].split()),
-        system={key: value.strip('"') for key, value in system.items()},
+        system=os_release.fields(texts["system"]),
         archives=tuple(_archives(texts["archives"])),
         builder=texts["builder"].strip(),
         is_container=texts["container"].strip() not in ("", "none"),

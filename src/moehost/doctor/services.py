@@ -5,10 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 
-from moehost.finding import Finding, Level
+from moehost.finding import DEPLOY, Finding, Level
 from moehost.settings import Node
 
-DEPLOY = "pyinfra inventory deploy.py"
 # What a line that says why has in it.
 REASON = re.compile(r"error|fail|cannot|can't|refus|kill|lack|no such|not enough", re.IGNORECASE)
 
