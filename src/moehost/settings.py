@@ -16,6 +16,7 @@ from moehost import mistakes, source
 from moehost.setting import Settings, matching
 from moehost.settings_engine import Engine
 from moehost.settings_nvidia import Nvidia
+from moehost.settings_tuning import Tuning
 
 # Keys of an inventory that belong to pyinfra: global arguments and its connectors' data.
 PYINFRA_KEYS = re.compile(r"^(_|(ssh|podman|podmanssh|docker|dockerssh|fake|chroot|vagrant|terraform)_)")
@@ -142,6 +143,12 @@ class Service(Settings):
     api_keys_file: str | None = Field(
         None, description="file on this computer with one key per line; without it a key is made on the node"
     )
+    numa: Literal["auto", "off", "interleave", "distribute", "isolate", "numactl"] = Field(
+        "auto",
+        description="on several NUMA nodes: `auto` and `interleave` spread the memory over all; `distribute`, "
+        "`isolate` and `numactl` are values of the engine's `--numa`, the first and the last with the memory spread, "
+        "too; on one node nothing is done",
+    )
     memory_max: MemoryMax = Field("92%", description="MemoryMax= of the unit")
     start_timeout_s: int = Field(2700, ge=10, description="how long a start may take: a load of 200 GB takes minutes")
     server_args: list[str] = Field(default_factory=list, description="flags that are added last, checked as all are")
@@ -215,6 +222,7 @@ class Node(Settings):
         "error; `off`: cards are left alone",
     )
     nvidia: Nvidia = Field(default_factory=lambda: Nvidia.model_validate({}))
+    tuning: Tuning = Field(default_factory=lambda: Tuning.model_validate({}))
     allow_reboot: bool = Field(
         False, description="whether a deploy may reboot the node where that is needed; else it says so and stops"
     )
