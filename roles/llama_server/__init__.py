@@ -17,7 +17,7 @@ from roles.operations import files, render
 
 @deploy("Service")
 def llama_server(node: Node) -> None:
-    names = ["preflight", "wait-ready", "warm-up", "cards-in-use", "keys-secret"]
+    names = ["preflight", "wait-ready", "warm-up", "cards-in-use", "pages-in-use", "keys-secret"]
     files(
         name="Install the programs of a start",
         contents={f"{PROGRAMS}/{name}": render(f"llama_server/{name}.j2") for name in names},

@@ -11,11 +11,12 @@ from pyinfra.api import FunctionCommand, QuoteString, StringCommand, operation
 from pyinfra.facts.files import FileContents
 
 from moehost.plan import Plan, differences
+from moehost.process import Process
 from moehost.settings import Node, Service
 from moehost.speed import Constants
 from roles.facts import FileStates
 from roles.llama_server import check
-from roles.llama_server.facts import InstalledServices, ServiceState
+from roles.llama_server.facts import InstalledServices, ServerProcess, ServiceState
 from roles.llama_server.units import folder, paths
 from roles.llama_server.wanted import NotYet, Refused, Wanted, tell, wanted
 from roles.operations import files, refuse
@@ -119,7 +120,7 @@ def _wait_until_ready(state: Any, host: Any, service: Service, generation: str, 
         unit = host.get_fact(ServiceState, unit=service.unit, port=service.port)
         if unit.get("ActiveState") == "active" and unit.get("generation") == generation:
             host.log(f"{service.name} is ready after {elapsed_s:.0f} s", logger.info)
-            return _cards_are_used(host, service, plan)
+            return _memory_is_as_asked(host, service, plan) and _cards_are_used(host, service, plan)
         if unit.get("ActiveState") == "failed" or unit.get("SubState") == "auto-restart":
             break
         memory = unit.get("MemoryCurrent", "")
@@ -140,6 +141,19 @@ def _wait_until_ready(state: Any, host: Any, service: Service, generation: str, 
     for line in journal.stdout_lines:
         host.log(f"    {line}", logger.error)
     return False
+
+
+def _memory_is_as_asked(host: Any, service: Service, plan: Plan) -> bool:
+    """Say where the server's memory lies; False if it is not spread as it should be."""
+    process = Process.parse(host.get_fact(ServerProcess, unit=service.unit))
+    if process is None:
+        return True
+    host.log(f"{service.name}: {process}", logger.info)
+    for doubt in process.doubts(plan, service.has_sys_nice):
+        host.log(f"{service.name}: {doubt}", logger.warning)
+    if problem := process.problem(plan):
+        host.log_styled(problem, fg="red", log_func=logger.error)
+    return problem is None
 
 
 def _cards_are_used(host: Any, service: Service, plan: Plan) -> bool:

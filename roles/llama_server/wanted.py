@@ -125,12 +125,12 @@ def wanted(node: Node, service: Service, index: int, constants: Constants, relea
         machine = node_from_facts(**(facts | {"nvidia_smi": ""} if node.gpu == "off" else facts))
         found = GgufSet(tuple(Header.from_json(each) for each in headers))
         state = host.get_fact(ServiceState, unit=service.unit, port=service.port)
-        plan = make(service, model_path, found, machine, build["dialect"], constants)
+        plan = make(service, model_path, found, machine, build["dialect"], constants, tuning=node.tuning)
         key = check.key(plan, contract["build"])
         tried = check.tried(service, plan, key, folder(service.name), build["dialect"], state, link)
         if tried:
             margins = tuple(tried["margins_mib"])
-            plan = make(service, model_path, found, machine, build["dialect"], constants, margins)
+            plan = make(service, model_path, found, machine, build["dialect"], constants, margins, node.tuning)
         source = Source(service, plan, model_path, contract["release"])
     except REFUSALS as reason:
         raise Refused(f"{where}: {reason}") from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
+from moehost import memory_policy
 from moehost.engine import Offload
 from moehost.hardware import Node
 from moehost.ledger import MIB, Assignment, Row
@@ -24,6 +25,8 @@ def advice(
     """Warnings, a line each, that begin with what they are about."""
     yield from node.warnings
     yield from model.warnings
+    chosen = memory_policy.pages(request.huge_pages, request.dialect)
+    yield from memory_policy.warnings(request.numa, node.cpu.numa_nodes, chosen, len(node.gpus))
     slot_context = offload.context // offload.parallel
     if model.context_length and slot_context > model.context_length:
         yield f"context: {slot_context} tokens a slot are more than the {model.context_length} of the training"

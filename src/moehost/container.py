@@ -70,7 +70,7 @@ def _options(service: Service, model_dir: str, env: Mapping[str, str], gpus: int
     if gpus:
         yield Option("AddDevice", f"{KIND}=all", "--device")
     yield Option("DropCapability", "all", "--cap-drop")
-    if service.sys_nice:
+    if service.has_sys_nice:
         yield Option("AddCapability", "SYS_NICE", "--cap-add")
     yield Option("NoNewPrivileges", "true", "--security-opt=no-new-privileges")
     yield Option("ReadOnly", "true", "--read-only")

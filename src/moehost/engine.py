@@ -39,7 +39,8 @@ class Offload:
     """Where a model's tensors live and how its work is split, independent of the engine's spelling.
 
     `tensor_overrides` are `REGEX=DEVICE` rules, first match wins; `gpu_layers` is None without a GPU;
-    `prompt_cache_mib` and `checkpoints` (per slot) bound what the server keeps in the host's memory.
+    `prompt_cache_mib` and `checkpoints` (per slot) bound what the server keeps in the host's memory; `numa` is the
+    engine's own way with several nodes, `static_pages` whether the weights lie on huge pages that were set aside.
     """
 
     context: int
@@ -58,6 +59,8 @@ class Offload:
     cuda_params: str | None = None
     prompt_cache_mib: int = PROMPT_CACHE_MIB
     checkpoints: int = CHECKPOINTS
+    numa: str | None = None
+    static_pages: bool = False
 
     @property
     def warm_up_tokens(self) -> list[int]:
@@ -116,8 +119,15 @@ def _offload(offload: Offload, dialect: Dialect) -> Iterator[str]:
         yield from ("--cache-ram", str(offload.prompt_cache_mib))
     if offload.checkpoints != CHECKPOINTS:
         yield from ("--ctx-checkpoints", str(offload.checkpoints))
+    if offload.numa:
+        yield from ("--numa", offload.numa)
     # Weights in anonymous memory: mapped files are read page by page and can be evicted under a running server.
-    yield from ("--no-mmap",) if dialect == "ik" else ("--load-mode", "none", "--fit", "off")
+    # `-thp` maps such memory, too, and reads the file into it.
+    yield from (
+        (("-thp",) if offload.static_pages else ("--no-mmap",))
+        if dialect == "ik"
+        else ("--load-mode", "none", "--fit", "off")
+    )
 
 
 def command_line(service: Service, model_path: str, offload: Offload, dialect: Dialect) -> list[str]:

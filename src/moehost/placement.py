@@ -10,12 +10,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from moehost import ledger, split
+from moehost import ledger, memory_policy, split
 from moehost.advice import advice
 from moehost.engine import Offload
 from moehost.fill import Overdrawn, fill
 from moehost.hardware import Node
 from moehost.ledger import Memory, Row
+from moehost.memory_policy import Pages
 from moehost.model import KV_BYTES, Model
 from moehost.request import Request, check
 from moehost.rules import Rule, experts_rule
@@ -41,11 +42,14 @@ class DoesNotFit(Exception):
 class Placement:
     """A decision: what the engine is told, where the experts lie, the ledger, the prediction, and why.
 
-    `experts` names the layers by device; `prompt_tok_s` is predicted for prompts of these lengths.
+    `experts` names the layers by device; `prompt_tok_s` is predicted for prompts of these lengths; `is_interleaved`
+    and `pages` say how the server's memory is spread over NUMA nodes, and on which huge pages it is to lie.
     """
 
     offload: Offload
     env: dict[str, str]
+    is_interleaved: bool
+    pages: Pages | None
     experts: dict[str, tuple[int, ...]]
     layer_devices: tuple[str, ...]
     rows: tuple[Row, ...]
@@ -61,7 +65,12 @@ class Placement:
     def host_mib(self) -> int:
         """What the server takes of the host's memory before it caches prompts."""
         row = self.rows[-1]
-        return row.dense_mib + row.experts_mib + row.kv_mib + row.state_mib + row.compute_mib
+        return self.host_weights_mib + row.kv_mib + row.state_mib + row.compute_mib
+
+    @property
+    def host_weights_mib(self) -> int:
+        """What of that is weights."""
+        return self.rows[-1].dense_mib + self.rows[-1].experts_mib
 
     def to_json(self, engine: str, argv: Sequence[str]) -> dict[str, Any]:
         """The plan contract; `argv` is what the engine of this dialect is started with."""
@@ -101,6 +110,8 @@ class _Planner:
     def __init__(self, model: Model, node: Node, request: Request, constants: Constants) -> None:
         self.model, self.node, self.request = model, node, request
         self.speed = Speed(node, constants)
+        self.spread = memory_policy.spread(request.numa, node.cpu.numa_nodes)
+        self.pages = memory_policy.pages(request.huge_pages, request.dialect)
         self.memory = Memory(
             context=request.context or model.context_length or 4096,
             parallel=request.parallel,
@@ -197,6 +208,8 @@ class _Planner:
             threads_batch=threads_batch,
             kv_type_k=self.memory.type_k,
             kv_type_v=self.memory.type_v,
+            numa=self.spread.flag,
+            static_pages=self.pages == "static",
         )
 
     # Where layers go, as the engine of the request splits them.
@@ -238,6 +251,7 @@ class _Planner:
         load = Load.of(model, len(node.gpus), layer_devices, assignment.experts)
         batch, threshold, reason = self._offload_batch(load, offload)
         env = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"} if node.gpus else {}
+        env |= memory_policy.environment(self.pages, memory.dialect, len(node.gpus))
         if batch and memory.dialect == "ik":
             offload = replace(offload, cuda_params=f"offload-batch-size={batch}")
         elif batch:
@@ -249,6 +263,8 @@ class _Planner:
         return Placement(
             offload=offload,
             env=env,
+            is_interleaved=self.spread.is_interleaved,
+            pages=self.pages,
             experts={d: tuple(i for i, where in assignment.experts.items() if where == d) for d in devices},
             layer_devices=layer_devices,
             rows=tuple(rows),

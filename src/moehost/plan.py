@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,14 +11,19 @@ from moehost import engine, settings
 from moehost.engine import Dialect
 from moehost.gguf import GgufSet
 from moehost.hardware import Node
+from moehost.ledger import MIB
+from moehost.memory_policy import LEAST_SHARE
 from moehost.model import Model
 from moehost.placement import DoesNotFit, Placement, place
 from moehost.request import Request
 from moehost.settings import Service
+from moehost.settings_tuning import Tuning
 from moehost.speed import PUBLISHED, Constants
 
 # A card that holds less than this share of its ledger was not used: the engine runs on the CPU.
 FALLBACK_SHARE = 0.5
+# What is planned for a machine whose settings nobody knows.
+UNTOLD = Tuning.model_validate({})
 # What a wish that can't be fulfilled raises; each says in one line what, where, and how to mend it.
 REFUSALS = (ValueError, DoesNotFit)
 
@@ -30,6 +36,25 @@ class Plan:
     arguments: list[str]
     model: Model
     node: Node
+    file_mib: int
+    tuning: Tuning
+
+    @property
+    def pool_mib(self) -> int:
+        """What the model takes of pools of huge pages: its whole files, also what goes on to the cards."""
+        return self.file_mib if self.placement.pages == "static" else 0
+
+    @property
+    def needed_mib(self) -> int:
+        """What the server takes of the host's ordinary memory before it caches prompts."""
+        placement = self.placement
+        return placement.host_mib - (placement.host_weights_mib if placement.pages == "static" else 0)
+
+    @property
+    def least_huge_mib(self) -> int:
+        """What must lie on huge pages when the service is ready; 0 where that is a wish, or nobody's."""
+        is_required = self.tuning.huge_pages in ("thp", "static")
+        return int(LEAST_SHARE * self.placement.host_weights_mib) if is_required else 0
 
     @property
     def least_mib(self) -> list[int]:
@@ -53,25 +78,29 @@ def make(
     dialect: Dialect,
     constants: Constants = PUBLISHED,
     margins_mib: tuple[int, ...] | None = None,
+    tuning: Tuning = UNTOLD,
 ) -> Plan:
     """Plans a service; the same settings, model and machine always give the same plan.
 
     + model_path: first file of the model, where the engine finds it
     + found: the model's headers
     + margins_mib: what stays free on each card, where an engine's own sizes have corrected the settings'
+    + tuning: how the host is tuned
 
     Raises one of REFUSALS.
     """
     model = Model.from_gguf(found)
-    wish = request(service, dialect)
+    wish = request(service, dialect, tuning)
     if margins_mib is not None:
         wish = replace(wish, margins_mib=margins_mib)
     placement = place(model, node, wish, constants)
-    return Plan(placement, engine.command_line(service, model_path, placement.offload, dialect), model, node)
+    arguments = engine.command_line(service, model_path, placement.offload, dialect)
+    file_mib = math.ceil(found.size_bytes / MIB)
+    return Plan(placement, arguments, model, node, file_mib, tuning)
 
 
-def request(service: Service, dialect: Dialect) -> Request:
-    """What a service's settings ask of the planner."""
+def request(service: Service, dialect: Dialect, tuning: Tuning = UNTOLD) -> Request:
+    """What a service's settings, and its host's, ask of the planner."""
     return Request(
         placement=service.placement,
         context=service.context,
@@ -89,6 +118,8 @@ def request(service: Service, dialect: Dialect) -> Request:
         margins_mib=(service.margin_mib,),
         prompt_tokens=service.workload.prompt_tokens,
         answer_tokens=service.workload.answer_tokens,
+        numa=service.numa,
+        huge_pages=tuning.huge_pages,
         dialect=dialect,
     )
 

@@ -75,7 +75,8 @@ class RehearsalError(RuntimeError):
 
 def arguments(argv: Sequence[str], model: str) -> list[str]:
     """A service's command line made into that of a rehearsal: this model, no weights, any free port of loopback."""
-    words = list(argv)
+    # A rehearsal has no pools of huge pages, and would fill them with nothing.
+    words = ["--no-mmap" if word == "-thp" else word for word in argv]
     words[words.index("-m") + 1] = model
     for flag, values in _REPLACED.items():
         while flag in words:

@@ -9,6 +9,7 @@ from typing import Literal
 from moehost.engine import Dialect
 from moehost.hardware import Node
 from moehost.ledger import MARGIN_MIB
+from moehost.memory_policy import NumaWish, PagesWish
 from moehost.model import KV_BYTES, Model
 from moehost.rules import Rule
 
@@ -25,6 +26,7 @@ class Request:
     + gpu_experts: for `tensor-split`, the layers whose experts each GPU takes
     + rules, cpu_moe: for `manual`, `REGEX=DEVICE` in order, and whether all other experts stay on the CPU
     + prompt_tokens, answer_tokens: the typical request, whose time `auto` minimises
+    + numa, huge_pages: see `memory_policy`
     """
 
     placement: Literal["auto", "cpu-moe", "tensor-split", "manual"] = "auto"
@@ -44,6 +46,8 @@ class Request:
     margins_mib: tuple[int, ...] = (MARGIN_MIB,)
     prompt_tokens: int = 4096
     answer_tokens: int = 512
+    numa: NumaWish = "auto"
+    huge_pages: PagesWish = "auto"
     dialect: Dialect = "ik"
 
 

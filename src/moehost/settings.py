@@ -105,8 +105,10 @@ class Service(Settings):
         "native",
         description="`native`: a systemd unit; `container`: a Podman Quadlet that runs the image of `engine.image`",
     )
-    sys_nice: bool = Field(
-        True, description="for `container`: whether it has the capability SYS_NICE; see nvidia.md for what that buys"
+    sys_nice: bool | None = Field(
+        None,
+        description="whether the server has the capability SYS_NICE; if not given, in a container; see nvidia.md for "
+        "what that buys",
     )
     placement: Literal["auto", "cpu-moe", "tensor-split", "manual"] = Field(
         "auto",
@@ -197,6 +199,11 @@ class Service(Settings):
     def unit(self) -> str:
         """Name of the systemd unit."""
         return f"llama-server-{self.name}.service"
+
+    @property
+    def has_sys_nice(self) -> bool:
+        """Whether the server has the capability SYS_NICE."""
+        return self.runtime == "container" if self.sys_nice is None else self.sys_nice
 
     @property
     def url_host(self) -> str:

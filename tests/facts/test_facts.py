@@ -86,6 +86,7 @@ OF_NOTHING = {
     "llama_server.facts.InstalledServices": [],
     "llama_server.facts.ModelHeaders": [],
     "llama_server.facts.Rehearsal": {},
+    "llama_server.facts.ServerProcess": dict.fromkeys(["smaps", "numa_maps", "status", "namespaces", "nice"], ""),
     "llama_server.facts.ServiceState": {},
     "llama_server.facts.Switch": {},
     "llama_server.facts.VramUsed": [],

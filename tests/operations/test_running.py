@@ -11,6 +11,7 @@ from pyinfra.facts.files import FileContents
 
 from moehost import settings
 from moehost.plan import make
+from moehost.process import Process
 from moehost.speed import PUBLISHED
 from roles.facts import FileStates, Machine
 from roles.llama_server import operations
@@ -20,6 +21,7 @@ from roles.llama_server.facts import (
     Inputs,
     ModelHeaders,
     Rehearsal,
+    ServerProcess,
     ServiceState,
     VramUsed,
 )
@@ -28,7 +30,8 @@ from roles.models.facts import StoredModel
 from tests.fixtures.planned_node import CONTRACT, HEADERS, MANIFEST, TAKEN, machine
 from tests.operations.plain import Host, in_turn, play, sha256
 from tests.unit.full_size import as_set, qwen35_397b
-from tests.unit.machines import epyc_9175f
+from tests.unit.machines import epyc_9175f, with_numa_nodes
+from tests.unit.test_process import texts
 
 UNIT, PLAN = "/etc/systemd/system/llama-server-tiny.service", "/etc/moehost/tiny/plan.json"
 INACTIVE = {"ActiveState": "inactive", "UnitFileState": "", "NeedDaemonReload": "no", "generation": ""}
@@ -317,17 +320,34 @@ def clock(monkeypatch):
     return clock
 
 
-def wait(*states, generation="new"):
+PROCESS = dict.fromkeys(ServerProcess.commands, "")
+
+
+def wait(*states, generation="new", process=PROCESS, nodes=1):
     """Whether the wait for a start ends well, and what it says."""
-    host = Host({ServiceState: in_turn(*states)})
+    host = Host({ServiceState: in_turn(*states), ServerProcess: process})
     host.shell = lambda command: (True, SimpleNamespace(stdout_lines=[f"$ {command}", "the last words"]))
-    plan = make(service(), "/srv/m.gguf", as_set(qwen35_397b()), epyc_9175f(0), "ik")
+    plan = make(service(), "/srv/m.gguf", as_set(qwen35_397b()), with_numa_nodes(nodes), "ik")
     done = operations._wait_until_ready(None, host, service(start_timeout_s=60), generation, plan)
     return done, host.lines
 
 
 STARTING = {"ActiveState": "activating", "SubState": "start-post", "generation": "new", "Result": "success"}
 READY = {"ActiveState": "active", "SubState": "running", "generation": "new", "Result": "success"}
+
+
+def test_a_server_whose_memory_is_not_spread_over_the_nodes_is_a_failed_start(clock):
+    well = wait(READY, process=texts(thp=1 << 30), nodes=2)
+    assert well == (True, ["tiny is ready after 0 s", f"tiny: {Process.parse(texts(thp=1 << 30))}"])
+    done, lines = wait(READY, process=texts(thp=1 << 30, numa_maps=""), nodes=2)
+    assert not done
+    assert "no memory of the server is interleaved" in lines[-1]
+
+
+def test_a_server_on_small_pages_is_said(clock):
+    done, lines = wait(READY, process=texts())
+    assert done
+    assert "huge_pages: 0 MiB of" in lines[-1]
 
 
 def test_the_wait_ends_when_the_unit_is_active(clock):

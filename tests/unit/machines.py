@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from moehost.hardware import Cpu, Gpu, Node
 
 
@@ -12,6 +14,12 @@ def card(vram_mib: int = 97887, bandwidth_gb_s: float = 1792.0, pcie_gb_s: float
 def epyc_9175f(gpus: int = 1, memory_mib: int = 773000) -> Node:
     """The machine of the published runs, with this many of its cards."""
     return with_cards(*[card()] * gpus, memory_mib=memory_mib)
+
+
+def with_numa_nodes(nodes: int, gpus: int = 0) -> Node:
+    """The same machine, divided in its BIOS."""
+    machine = epyc_9175f(gpus)
+    return replace(machine, cpu=replace(machine.cpu, numa_nodes=nodes))
 
 
 def with_cards(*gpus: Gpu, memory_mib: int = 773000, cores: int = 16) -> Node:

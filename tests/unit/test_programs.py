@@ -113,6 +113,7 @@ class Bench:
             "CREDENTIALS_DIRECTORY": str(self.folder),
             "MAINPID": str(main_pid or os.getpid()),
             "MEMINFO": str(self.meminfo),
+            "PROC": f"{self.folder}/proc",
         }
         command = ["sh", path, *map(str, arguments)]
         pipe = subprocess.PIPE
@@ -154,6 +155,17 @@ def until(condition):
 class TestPreflight:
     def test_what_is_needed_is_there(self, bench):
         assert bench.run("preflight", bench.model, 1000) == (0, "")
+
+    @pytest.mark.parametrize(("pages", "code"), [(512, 0), (500, 0), (499, 1), (0, 1)])
+    def test_the_pools_of_huge_pages_must_hold_the_model(self, bench, pages, code):
+        bench.meminfo.write_text(f"MemAvailable: 2048000 kB\nHugePages_Free: {pages}\nHugepagesize: 2048 kB\n")
+        ended, words = bench.run("preflight", bench.model, 1000, 1000)
+        assert ended == code
+        assert words == (
+            ""
+            if code == 0
+            else f"the model needs 1000 MiB of huge pages, {2 * pages} MiB are free: is the reboot still to come?"
+        )
 
     def test_the_model_is_gone(self, bench):
         bench.model.unlink()

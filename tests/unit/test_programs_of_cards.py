@@ -1,5 +1,7 @@
 """The programs of a start that need cards or Podman, with stubs of nvidia-smi and podman."""
 
+import os
+
 import pytest
 
 from tests.unit.test_programs import KEY, Bench
@@ -46,6 +48,28 @@ class TestCardsInUse:
     def test_a_driver_that_says_nothing_fails_the_start(self, bench):
         stub(bench, "nvidia-smi", "echo No devices were found; exit 6")
         assert bench.run("cards-in-use", 1) == (1, "nvidia-smi can't say what the cards hold: No devices were found")
+
+
+class TestPagesInUse:
+    def run(self, bench, least_mib, **kib):
+        """The program beside a process (this one) that has so much on huge pages."""
+        folder = bench.folder / "proc" / str(os.getpid())
+        folder.mkdir(parents=True)
+        (folder / "smaps_rollup").write_text("".join(f"{key}: {value} kB\n" for key, value in kib.items()))
+        return bench.run("pages-in-use", least_mib)
+
+    @pytest.mark.parametrize("key", ["AnonHugePages", "Private_Hugetlb", "Shared_Hugetlb"])
+    def test_transparent_and_static_ones_count(self, bench, key):
+        assert self.run(bench, 100, Rss=1 << 20, **{key: 100 << 10}) == (0, "")
+
+    def test_too_few_fail_the_start(self, bench):
+        code, said = self.run(bench, 100, Rss=1 << 20, AnonHugePages=(100 << 10) - 1)
+        assert code == 1
+        assert said.startswith("99 MiB of the server are on huge pages, and at least 100 MiB of the model should be:")
+
+    def test_a_server_that_is_gone_has_none(self, bench):
+        code, _ = bench.run("pages-in-use", 1)
+        assert code == 1
 
 
 class TestKeysSecret:

@@ -45,7 +45,7 @@ UNKNOWN_KEYS = {
     "with its nearest name": ({"servces": []}, "servces: unknown setting; did you mean 'services'?"),
     "with all names, where none is near": (
         {"zzz": 1},
-        "zzz: unknown setting; known: services, gpu, nvidia, allow_reboot, engine, models_dir, hf_endpoint, "
+        "zzz: unknown setting; known: services, gpu, nvidia, tuning, allow_reboot, engine, models_dir, hf_endpoint, "
         "hf_token_file, calibration_file, download_connections, free_space_reserve_mib",
     ),
     "in a service": (node(contxt=512), "services[0].contxt: unknown setting; did you mean 'context'?"),
