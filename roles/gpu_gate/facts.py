@@ -11,11 +11,12 @@ class Gate(Texts, FactBase[dict[str, str]]):
     """The gate as texts.
 
     `cards`: a line for each card on the bus; `state`: whether the unit is active and enabled, a line each;
-    `ready`: number of cards and watts that it found.
+    `ready`: number of cards and watts that it found; `answering`: a line for each card that answers now.
     """
 
     commands = {
         "cards": CARDS,
         "state": f"systemctl is-active {UNIT}; systemctl is-enabled {UNIT}",
         "ready": "cat /run/moehost-gpu",
+        "answering": "timeout 60 nvidia-smi -L | grep ^GPU",
     }

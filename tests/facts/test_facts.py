@@ -65,7 +65,7 @@ OF_NOTHING = {
     "facts.Machine": dict.fromkeys(["lscpu", "meminfo", "nvidia_smi", "has_memory", "l3_ids"], ""),
     "facts.MissingPackages": [],
     "facts.OsRelease": {},
-    "gpu_gate.facts.Gate": {"cards": "", "state": "", "ready": ""},
+    "gpu_gate.facts.Gate": dict.fromkeys(["cards", "state", "ready", "answering"], ""),
     "ik_llama.facts.Build": {},
     "ik_llama.facts.Catalogue": {"current": "", "next": "", "previous": "", "releases": [], "leftovers": []},
     "ik_llama.facts.Checkout": {},

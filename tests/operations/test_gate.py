@@ -15,9 +15,9 @@ PROGRAM, UNIT = "/usr/local/libexec/moehost/gpu-ready", "/etc/systemd/system/moe
 RUNS = "active\nenabled\n"
 
 
-def run(bus=TWO, state=RUNS, ready="2\n", files=None, **nvidia):
+def run(bus=TWO, state=RUNS, ready="2\n", answering=2, files=None, **nvidia):
     facts = {
-        Gate: {"cards": bus, "state": state, "ready": ready},
+        Gate: {"cards": bus, "state": state, "ready": ready, "answering": "GPU 0: a card\n" * answering},
         FileStates: lambda paths: {path: each for path, each in (files or {}).items() if path in paths},
     }
     return play(gate, facts, node=settings.read({"nvidia": nvidia}))
@@ -66,6 +66,11 @@ def test_another_power_limit_is_set_without_a_stop():
 )
 def test_a_gate_that_was_not_passed_is_passed_again(state, ready):
     commands, _ = run(state=state, ready=ready, files=there())
+    assert [each[0] for each in commands] == ["_passed"]
+
+
+def test_a_card_that_fell_off_the_bus_since_then_is_seen():
+    commands, _ = run(answering=1, files=there())
     assert [each[0] for each in commands] == ["_passed"]
 
 
