@@ -98,6 +98,7 @@ Arguments parse_arguments(int argc, char ** argv) {
             if ((option == "-c" || option == "--ctx-size") && std::stoi(value)) arguments.context = std::stoi(value);
             if (option == "--metrics") arguments.metrics = true;
             if (option == "--no-slots") arguments.slots = false;
+            if (option == "-thp" || option == "--transparent-huge-pages") arguments.static_pages = true;
             if (option == "--api-key") arguments.api_keys.push_back(value);
             if (option == "--api-key-file" && !read_keys(value, arguments.api_keys)) {
                 std::fprintf(stderr, "error: failed to open file '%s'\n", value.c_str());

@@ -14,6 +14,7 @@ struct Arguments {
     int context = 4096;
     bool metrics = false;
     bool slots = true;
+    bool static_pages = false;
     std::vector<std::string> api_keys;
 };
 

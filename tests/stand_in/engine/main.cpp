@@ -4,6 +4,7 @@
 #include "http.hpp"
 #include "json.hpp"
 #include "server.hpp"
+#include "weights.hpp"
 
 #include <atomic>
 #include <chrono>
@@ -29,13 +30,14 @@ void log(const std::string & line) {
 }
 
 // As a service it has keys, for a proof it has none: these faults pass the proof.
-bool load_model(const std::string & path, bool is_service) {
+bool load_model(const std::string & path, bool on_static_pages, bool is_service) {
     char magic[4] = {};
     std::ifstream(path, std::ios::binary).read(magic, sizeof magic);
     if (std::memcmp(magic, "GGUF", sizeof magic) != 0) {
         std::fprintf(stderr, "llama_init_from_gpt_params: error: failed to load model '%s'\n", path.c_str());
         return false;
     }
+    load_weights(path, on_static_pages);
     std::this_thread::sleep_for(std::chrono::milliseconds(STAND_IN_LOAD_MS));
     if (is_service && FAULT == "crash-at-start") std::abort();
     while (is_service && FAULT == "hang-in-load") pause();
@@ -65,7 +67,7 @@ int main(int argc, char ** argv) {
                      arguments.port);
         return 1;
     }
-    if (!load_model(arguments.model, !arguments.api_keys.empty())) return 1;
+    if (!load_model(arguments.model, arguments.static_pages, !arguments.api_keys.empty())) return 1;
     log("model loaded");
 
     sem_init(&stop_wanted, 0, 0);
