@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import accumulate
 
 from moehost.hardware import Node
 from moehost.ledger import CUDA_CONTEXT_MIB, MIB, Memory, compute_bytes, draft_bytes
-from moehost.model import Model
-from moehost.speed import Speed
+from moehost.model import Layer, Model
+from moehost.speed import GpuLoad, Load, Prompts, Speed, Workload
 
 ROUNDING_MIB = 8  # the ledger rounds each of its entries up
 
@@ -27,44 +27,102 @@ class Filling:
     """The GPU of each layer and, last, of the output layer; and the layers whose experts each GPU holds."""
 
     layer_gpus: tuple[int, ...]
-    experts: dict[int, tuple[int, ...]]
+    experts: tuple[tuple[int, ...], ...]
 
 
 @dataclass(frozen=True, slots=True)
 class _Choice:
-    """A way to fill some GPUs: seconds a token saves, unevenness, where each one's layers end, and what it holds."""
+    """A way to fill some GPUs: seconds of the request, unevenness, where each one's layers end, and what it holds."""
 
-    saved_s: float
+    answer_s: float
     unevenness: float
     ends: tuple[int, ...]
     experts: tuple[tuple[int, ...], ...]
 
     @property
     def rank(self) -> tuple[float, float]:
-        return round(self.saved_s, 9), -self.unevenness
+        # Sums of the same terms in another order are equal up to here.
+        return round(self.answer_s, 11), self.unevenness
 
 
-def fill(model: Model, node: Node, memory: Memory, ubatch: int, speed: Speed) -> Filling:
-    """The split of layers and the experts on GPUs with which a token takes the least time.
+def fillings(
+    model: Model, node: Node, memory: Memory, ubatch: int, speed: Speed, workload: Workload, threads: int
+) -> list[Filling]:
+    """The splits of layers and the experts on GPUs among which is the one that answers the workload first.
 
     Layers are split into one contiguous range per GPU, as the engines do, and within a range the smallest layers of
-    experts come first, then the lower ones. Raises Overdrawn when the dense part does not fit.
+    experts come first, then the lower ones. For a given threshold of what goes to a GPU the time of a request is a
+    sum over layers, whose least is found exactly; which threshold an engine gets follows from a filling, so there is
+    one filling for each. More memory adds possibilities and takes none away, so the best of them never gets slower.
+
+    + threads: threads of prompt processing
+
+    Raises Overdrawn when the dense part does not fit.
     """
     largest = max((layer.routed_bytes for layer in model.main_layers), default=0)
-    # Without experts on the CPU nothing is copied, which may be what makes the last layers fit.
-    whole = _best(model, node, memory, ubatch, speed, 0)
-    if whole is not None and sum(map(len, whole.experts)) < len(model.expert_layers):
-        whole = None
-    partial = _best(model, node, memory, ubatch, speed, largest)
-    choices = [choice for choice in (whole, partial) if choice is not None]
-    if not choices:
+    found: dict[Filling, None] = {}
+    for threshold in workload.thresholds(ubatch):
+        costs = _Costs(model, len(node.gpus), speed, workload, Prompts(ubatch, threshold, threads))
+        # Without experts on the CPU nothing is copied, which may be what makes the last layers fit.
+        whole = _best(model, node, memory, ubatch, costs, 0)
+        if whole is not None and sum(map(len, whole.experts)) == len(model.expert_layers):
+            found[_filling(whole, model)] = None
+        if partial := _best(model, node, memory, ubatch, costs, largest):
+            found[_filling(partial, model)] = None
+    if not found:
         raise _overdrawn(model, memory, ubatch, _rooms(model, node, memory, ubatch, largest))
-    best = max(choices, key=lambda choice: choice.rank)
+    return list(found)
+
+
+def _filling(choice: _Choice, model: Model) -> Filling:
     gpus: list[int] = []
-    for index, end in enumerate(best.ends):
+    for index, end in enumerate(choice.ends):
         gpus += [index] * (end - len(gpus))
     gpus += [gpus[-1]] * (len(model.layers) + 1 - len(gpus))
-    return Filling(tuple(gpus), {index: layers for index, layers in enumerate(best.experts) if layers})
+    return Filling(tuple(gpus), tuple(choice.experts))
+
+
+class _Costs:
+    """What each layer adds to the time of a request, in seconds, by the GPU that has it.
+
+    + dense_s: by GPU, then loaded layer: its dense part; the last layer's with the output
+    + saved_s: by GPU, then layer of experts: what its experts take less there than on the CPU
+    """
+
+    def __init__(self, model: Model, gpus: int, speed: Speed, workload: Workload, prompts: Prompts) -> None:
+        nothing = Load((GpuLoad(),) * gpus, 0.0, 0.0, 0.0, 0.0, 0, 0.0, 0, 0, model.expert_count, model.experts_used)
+
+        def on_gpu(gpu: int, load: GpuLoad) -> float:
+            loads = tuple(load if index == gpu else GpuLoad() for index in range(gpus))
+            return speed.answer_s(replace(nothing, gpus=loads), workload, prompts)
+
+        def on_cpu(layer: Layer) -> float:
+            load = replace(
+                nothing,
+                cpu_expert_bytes=layer.routed_bytes * model.active_share,
+                cpu_expert_elements=layer.routed_elements * model.active_share,
+                cpu_expert_layers=1,
+                cpu_experts_total_bytes=layer.routed_bytes,
+            )
+            return speed.answer_s(load, workload, prompts)
+
+        output = [0.0] * (len(model.main_layers) - 1) + [model.output_bytes]
+        dense = [
+            GpuLoad(layer.resident_bytes + more, elements=layer.dense_elements)
+            for layer, more in zip(model.main_layers, output, strict=True)
+        ]
+        self.dense_s = [[on_gpu(gpu, load) for load in dense] for gpu in range(gpus)]
+        layers = [model.layers[index] for index in model.expert_layers]
+        share = model.active_share
+        experts = [GpuLoad(0.0, each.routed_bytes * share, 1, each.routed_elements * share) for each in layers]
+        there = [on_cpu(layer) for layer in layers]
+        self.saved_s = [
+            {
+                layer.index: away_s - on_gpu(gpu, load)
+                for layer, load, away_s in zip(layers, experts, there, strict=True)
+            }
+            for gpu in range(gpus)
+        ]
 
 
 def _fixed_bytes(model: Model, memory: Memory, ubatch: int) -> list[float]:
@@ -89,14 +147,15 @@ def _rooms(model: Model, node: Node, memory: Memory, ubatch: int, carried: int) 
     ]
 
 
-def _best(model: Model, node: Node, memory: Memory, ubatch: int, speed: Speed, carried: int) -> _Choice | None:
+def _best(model: Model, node: Node, memory: Memory, ubatch: int, costs: _Costs, carried: int) -> _Choice | None:
     fixed = _fixed_bytes(model, memory, ubatch)
     sums = list(accumulate(fixed, initial=0.0))
+    # Layers of a prediction come last, and cost the request nothing.
+    idle = [0.0] * (len(fixed) - len(model.main_layers))
+    dense = [list(accumulate([*of_gpu, *idle], initial=0.0)) for of_gpu in costs.dense_s]
     rooms = _rooms(model, node, memory, ubatch, carried)
     count, last = len(fixed), len(node.gpus) - 1
     order = sorted(model.expert_layers, key=lambda index: (model.layers[index].routed_bytes, index))
-    active = {index: model.layers[index].routed_bytes * model.active_share for index in order}
-    savings = [{index: speed.saving_s(gpu, active[index]) for index in order} for gpu in range(last + 1)]
 
     def segment(gpu: int, start: int, end: int) -> _Choice | None:
         """One GPU with the layers of a range, filled up."""
@@ -107,15 +166,15 @@ def _best(model: Model, node: Node, memory: Memory, ubatch: int, speed: Speed, c
         if room < 0:
             return None
         taken = []
-        saved = -speed.gpu_read_s(gpu, need)
+        answer_s = dense[gpu][end] - dense[gpu][start]
         for index in order:
-            if start <= index < end and savings[gpu][index] > 0:
+            if start <= index < end and costs.saved_s[gpu][index] > 0:
                 if model.layers[index].routed_bytes > room:
                     break
                 room -= model.layers[index].routed_bytes
-                saved += savings[gpu][index]
+                answer_s -= costs.saved_s[gpu][index]
                 taken.append(index)
-        return _Choice(saved, (need / rooms[gpu]) ** 2, (end,), (tuple(sorted(taken)),))
+        return _Choice(answer_s, (need / rooms[gpu]) ** 2, (end,), (tuple(sorted(taken)),))
 
     @cache
     def best(gpu: int, start: int) -> _Choice | None:
@@ -129,12 +188,12 @@ def _best(model: Model, node: Node, memory: Memory, ubatch: int, speed: Speed, c
             if rest is None:
                 continue
             choice = _Choice(
-                here.saved_s + rest.saved_s,
+                here.answer_s + rest.answer_s,
                 here.unevenness + rest.unevenness,
                 here.ends + rest.ends,
                 here.experts + rest.experts,
             )
-            if found is None or choice.rank > found.rank:
+            if found is None or choice.rank < found.rank:
                 found = choice
         return found
 

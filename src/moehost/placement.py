@@ -13,14 +13,24 @@ from typing import Any
 from moehost import ledger, memory_policy, split
 from moehost.advice import advice
 from moehost.engine import Offload
-from moehost.fill import Overdrawn, fill
+from moehost.fill import Filling, Overdrawn, fillings
 from moehost.hardware import Node
 from moehost.ledger import Memory, Row
 from moehost.memory_policy import Pages
 from moehost.model import KV_BYTES, Model
 from moehost.request import Request, check
 from moehost.rules import Rule, experts_rule
-from moehost.speed import DEFAULT_OFFLOAD_BATCH, PUBLISHED, Constants, Load, Prompts, Range, Speed, threshold_tokens
+from moehost.speed import (
+    DEFAULT_OFFLOAD_BATCH,
+    PUBLISHED,
+    Constants,
+    Load,
+    Prompts,
+    Range,
+    Speed,
+    Workload,
+    threshold_tokens,
+)
 
 UBATCHES = (512, 1024, 2048, 4096, 8192)
 BATCH = 2048  # the engines' default; a larger ubatch needs a batch of its size
@@ -110,6 +120,7 @@ class _Planner:
     def __init__(self, model: Model, node: Node, request: Request, constants: Constants) -> None:
         self.model, self.node, self.request = model, node, request
         self.speed = Speed(node, constants)
+        self.workload = Workload(request.prompt_tokens, request.answer_tokens)
         self.spread = memory_policy.spread(request.numa, node.cpu.numa_nodes)
         self.pages = memory_policy.pages(request.huge_pages, request.dialect)
         self.memory = Memory(
@@ -168,7 +179,7 @@ class _Planner:
                 lacks.append(lack)
         if not found:
             raise min(lacks, key=lambda lack: lack.lacking_mib)
-        best = min(found, key=lambda placement: (round(placement.answer_s, 3), placement.offload.ubatch))
+        best = min(found, key=lambda placement: (placement.answer_s, placement.offload.ubatch))
         if len(found) == 1:
             return best
         times = ", ".join(f"{p.offload.ubatch}: {p.answer_s:.1f} s" for p in found)
@@ -177,20 +188,24 @@ class _Planner:
         return replace(best, why=(*best.why, why))
 
     def _filled(self, ubatch: int) -> Placement:
-        """As many layers of experts on the GPUs as fit beside the dense part at this ubatch."""
+        """The experts on the GPUs beside the dense part with which the workload is answered first at this ubatch."""
         model, node, request = self.model, self.node, self.request
         cores = node.physical_cores
         offload = self._common(ubatch, request.threads or _decode_threads(cores), request.threads_batch or cores)
         if not node.gpus:
             return self._result(offload, ("CPU",) * (len(model.layers) + 1), ("no GPU: everything is on the CPU",))
-        filling = fill(model, node, self.memory, ubatch, self.speed)
-        resident, count = sum(map(len, filling.experts.values())), len(model.expert_layers)
+        found = fillings(model, node, self.memory, ubatch, self.speed, self.workload, offload.threads_batch)
+        return min((self._of_filling(offload, each) for each in found), key=lambda placement: placement.answer_s)
+
+    def _of_filling(self, offload: Offload, filling: Filling) -> Placement:
+        model, node, ubatch = self.model, self.node, offload.ubatch
+        resident, count = sum(map(len, filling.experts)), len(model.expert_layers)
         is_partial = resident < count
-        rules = [experts_rule(layers, f"CUDA{gpu}") for gpu, layers in filling.experts.items()] if is_partial else []
+        rules = [experts_rule(layers, f"CUDA{gpu}") for gpu, layers in enumerate(filling.experts) if layers]
         offload = replace(
             offload,
             gpu_layers=99 if len(model.layers) < 99 else 999,
-            tensor_overrides=tuple(rules),
+            tensor_overrides=tuple(rules) if is_partial else (),
             cpu_moe=is_partial,
             split_mode="layer" if len(node.gpus) > 1 else None,
             tensor_split=self._shares(filling.layer_gpus, ubatch) if len(node.gpus) > 1 else (),
@@ -257,8 +272,6 @@ class _Planner:
         elif batch:
             env["GGML_OP_OFFLOAD_MIN_BATCH"] = str(batch)
         prompts = Prompts(offload.ubatch, threshold, offload.threads_batch)
-        answer_s = self.speed.prompt_s(load, self.request.prompt_tokens, prompts)
-        answer_s += self.request.answer_tokens * self.speed.decode_s(load)
         devices = [row.device for row in rows]
         return Placement(
             offload=offload,
@@ -272,7 +285,7 @@ class _Planner:
             prompts=prompts,
             decode=self.speed.decode(load, self.speed.spread(model)),
             prompt_tok_s={tokens: tokens / self.speed.prompt_s(load, tokens, prompts) for tokens in PROMPT_TOKENS},
-            answer_s=answer_s,
+            answer_s=self.speed.answer_s(load, self.workload, prompts),
             warnings=tuple(advice(model, node, self.request, offload, layer_devices, assignment, rows)),
             why=(*why, *reason, f"predicted from {self.speed.constants.source}"),
         )
@@ -281,18 +294,28 @@ class _Planner:
         """What to set the engine's offload batch to, the chunk from which it then offloads, and why.
 
         Only `auto` sets it, in ik_llama.cpp only below the default: a larger one would keep chunks on the CPU that
-        published runs carried over.
+        published runs carried over. Of all batches that may be set it is the best for the workload.
         """
         model, dialect = self.model, self.memory.dialect
         even = self.speed.break_even_tokens(load, offload.threads_batch) if self.request.placement == "auto" else None
-        batch = even
-        if even is not None and dialect == "ik":
-            batch = -(-even * model.experts_used // model.expert_count)
-            batch = batch if batch < DEFAULT_OFFLOAD_BATCH else None
-        if batch is None:
+        if even is None:
             return None, threshold_tokens(model, dialect), ()
+        batches = [even]
+        if dialect == "ik":
+            # It counts tokens per expert, so the break-even lies between two batches.
+            above = -(-even * model.experts_used // model.expert_count)
+            batches = sorted({min(each, DEFAULT_OFFLOAD_BATCH) for each in (above, above - 1) if each}, reverse=True)
+
+        def answer_s(batch: int) -> float:
+            prompts = Prompts(offload.ubatch, threshold_tokens(model, dialect, batch), offload.threads_batch)
+            return self.speed.answer_s(load, self.workload, prompts)
+
+        batch = min(batches, key=answer_s)
+        threshold = threshold_tokens(model, dialect, batch)
+        if dialect == "ik" and batch == DEFAULT_OFFLOAD_BATCH:
+            return None, threshold, ()
         why = f"offload batch {batch}: from {even} tokens on, carrying experts to the GPU is faster than the CPU"
-        return batch, threshold_tokens(model, dialect, batch), (why,)
+        return batch, threshold, (why,)
 
 
 def _decode_threads(cores: int) -> int:

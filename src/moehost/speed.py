@@ -11,7 +11,7 @@ all CPU-side experts over PCIe to the first GPU and computes there; a shorter on
 
 from __future__ import annotations
 
-import math
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -21,6 +21,7 @@ from moehost.model import Model
 # Tokens per expert from which ik_llama.cpp (`offload-batch-size`) and tokens per chunk from which llama.cpp
 # (GGML_OP_OFFLOAD_MIN_BATCH) carry weights to the GPU, unless told otherwise.
 DEFAULT_OFFLOAD_BATCH = 32
+MOST_TOKENS = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,6 +181,19 @@ class Prompts:
     threads: int
 
 
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """A request: tokens of its prompt, nothing of it cached, and of its answer."""
+
+    prompt_tokens: int
+    answer_tokens: int
+
+    def thresholds(self, ubatch: int) -> list[int]:
+        """Thresholds that differ for this request: all of its chunks go to the GPU, the larger ones only, or none."""
+        chunks = {min(ubatch, self.prompt_tokens), self.prompt_tokens % ubatch} - {0}
+        return sorted(chunks | {max(chunks) + 1})
+
+
 @dataclass(frozen=True)
 class Speed:
     """Predicts for one node."""
@@ -241,19 +255,26 @@ class Speed:
         rest_s = self._chunk_s(load, rest, prompts) if rest else 0.0
         return full * self._chunk_s(load, prompts.ubatch, prompts) + rest_s
 
+    def answer_s(self, load: Load, workload: Workload, prompts: Prompts) -> float:
+        """Expected time of a request in seconds; a sum over everything in the load, where the threshold is given."""
+        return self.prompt_s(load, workload.prompt_tokens, prompts) + workload.answer_tokens * self.decode_s(load)
+
     def break_even_tokens(self, load: Load, threads: int) -> int | None:
         """The chunk, in tokens, from which carrying experts to the first GPU is faster; None where it never is."""
         if not load.gpus or not load.cpu_experts_total_bytes:
             return None
-        carried_s = (
-            self.constants.prompt_gpu_factor * load.cpu_experts_total_bytes / (self.node.gpus[0].pcie_gb_s * 1e9)
-        )
-        read_s = self._prompt_read_s(load)
-        per_token_s = self._prompt_cpu_s(load, threads)
-        per_token_s -= self.constants.prompt_gpu_factor * 2 * load.cpu_expert_elements / self._gpu_flop_s(0)
-        if per_token_s <= 0:
+        on_gpu_s = self.constants.prompt_gpu_factor * 2 * load.cpu_expert_elements / self._gpu_flop_s(0)
+        if on_gpu_s >= self._prompt_cpu_s(load, threads):
             return None
-        return max(math.ceil((carried_s - read_s) / per_token_s), 1)
+
+        def is_faster(tokens: int) -> bool:
+            there, here = (Prompts(tokens, threshold, threads) for threshold in (tokens, tokens + 1))
+            return self._chunk_s(load, tokens, there) <= self._chunk_s(load, tokens, here)
+
+        # What is carried is the same for every chunk, and what the CPU takes grows with it.
+        chunks = range(1, MOST_TOKENS)
+        found = bisect_left(chunks, True, key=is_faster)
+        return chunks[found] if found < len(chunks) else None
 
     def _chunk_s(self, load: Load, tokens: int, prompts: Prompts) -> float:
         factor = self.constants.prompt_gpu_factor
