@@ -9,9 +9,9 @@ import pytest
 from moehost import settings
 from moehost.doctor import examine, services, worst, xid
 from moehost.doctor.disks import at, parse
-from moehost.doctor.memory import modules
 from moehost.finding import Finding
 from moehost.hardware import SOCKET_CHANNELS
+from moehost.memory_modules import modules
 from tests.fixtures import condition as node
 from tests.fixtures.condition import NOW_S, UNIT, UPTIME_S, answer, condition
 
