@@ -58,19 +58,8 @@ OF_A_DRIVER = [
 ]
 OF_A_HOST = [
     *("lscpu", "meminfo", "has_memory", "l3_ids", "node_memory", "modules", "container", "virtual_machine", "values"),
-    *(
-        "words",
-        "boot_words",
-        "own_words",
-        "has_grub",
-        "mounts",
-        "blocks",
-        "cgroup",
-        "memlock",
-        "dma_latency",
-        "files",
-    ),
-    "before",
+    *("words", "boot_words", "own_words", "has_grub", "mounts", "blocks", "cgroup", "memlock", "dma_latency"),
+    *("files", "before"),
 ]
 # What a fact says of a node that prints nothing, which is what a plan of a fresh node is made from.
 OF_NOTHING = {

@@ -55,8 +55,8 @@ def test_too_much_is_refused_with_what_there_is() -> None:
     with pytest.raises(PoolError) as refused:
         pools([600 * GIB, 121 * GIB], "1G", host())
     assert str(refused.value) == (
-        "tuning.huge_pages: the services' models need 721.0 GiB of huge pages, and 48.0 GiB must be left of 768.0 GiB; "
-        "write 'thp', or take smaller models"
+        "tuning.huge_pages: the services' models need 721.0 GiB of huge pages, and 48.0 GiB must be left of 768.0 "
+        "GiB; write 'thp', or take smaller models"
     )
 
 

@@ -104,10 +104,8 @@ def test_a_disk_that_turns_and_one_that_can_not_be_told() -> None:
     goal = wanted(turning)
     assert by_path(goal)[f"{DISK}/scheduler"] == "mq-deadline"
     assert [each.fix for each in goal.warnings] == ["add noatime to the options of /srv in /etc/fstab"]
-    layered = host(
-        blocks=f"{BLOCKS}dm-0 crypt 254:0 nvme1n1p1\n",
-        mounts=MOUNTS.replace("259:5", "254:0").replace("rw,", "rw,sync,"),
-    )
+    mounts = MOUNTS.replace("259:5", "254:0").replace("rw,", "rw,sync,")
+    layered = host(blocks=f"{BLOCKS}dm-0 crypt 254:0 nvme1n1p1\n", mounts=mounts)
     goal = wanted(layered)
     assert not [path for path in by_path(goal) if path.startswith("/sys/block")]
     assert [each.says for each in goal.warnings] == [
