@@ -45,7 +45,7 @@ class Tuned:
 
     def state(self):
         """All that the role may change, apart from its files."""
-        names = " ".join([*SYSCTLS, "vm.dirty_bytes", "vm.dirty_background_bytes", "vm.min_free_kbytes"])
+        names = " ".join([*SYSCTLS, "vm.dirty_bytes", "vm.dirty_background_bytes"])
         return self.host.check_output(
             f"sysctl {names}; head {THP}/enabled {THP}/defrag /sys/block/vd*/queue/scheduler "
             "/sys/block/vd*/queue/read_ahead_kb; tr ' ' '\\n' </proc/cmdline | grep -v BOOT_IMAGE"
