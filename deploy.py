@@ -2,6 +2,7 @@
 
 from roles.base import base
 from roles.gpu_gate import gpu_gate
+from roles.host_tuning import host_tuning
 from roles.ik_llama import ik_llama
 from roles.llama_server import llama_server
 from roles.models import models
@@ -16,4 +17,5 @@ if node := this_node():
     gpu_gate(node)
     ik_llama(node)
     models(node)
+    host_tuning(node)
     llama_server(node)

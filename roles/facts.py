@@ -11,6 +11,12 @@ from moehost.hardware import NVIDIA_SMI_QUERY
 # Display controllers (class 03) of NVIDIA on the bus, a path for each, with or without a driver.
 CARDS = "grep -l 0x10de $(grep -l ^0x03 /sys/bus/pci/devices/*/class | sed s/class$/vendor/) /dev/null"
 
+# The modules of memory, without their serial numbers; root only.
+MEMORY_MODULES = (
+    "dmidecode --type memory | grep -E "
+    "'^Memory Device|^[[:space:]]*(Size|Locator|Bank Locator|Speed|Configured (Memory|Clock) Speed):'"
+)
+
 
 def from_json(text: str) -> Any:
     """What a node wrote, None where it was cut off in the middle: a fact that raises ends the run of every host."""

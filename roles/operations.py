@@ -10,11 +10,13 @@ from pyinfra import host, logger, state
 from pyinfra.api import FunctionCommand, QuoteString, StringCommand, operation
 from pyinfra.api.command import PyinfraCommand
 from pyinfra.facts.files import FileContents
-from pyinfra.operations import apt
+from pyinfra.operations import apt, server
 from pyinfra.operations.util.files import generate_color_diff
 
 from roles.facts import DpkgAudit, FileStates, MissingPackages
 
+# A board with 768 GB of memory trains it for ten minutes.
+REBOOT_S = 1800
 TEMPLATES = Path(__file__).parents[1] / "templates"
 
 _environment = Environment(
@@ -42,6 +44,12 @@ def refuse(reason: str) -> FunctionCommand:
 def _refused(state: Any, host: Any, reason: str) -> bool:
     host.log_styled(reason, fg="red", log_func=logger.error)
     return False
+
+
+def rebooted(reasons: str) -> Iterator[Any]:
+    """Reboot the node, and wait until it answers again."""
+    logger.warning("[%s] rebooting: %s", host.name, reasons)
+    yield from server.reboot._inner(delay=30, reboot_timeout=REBOOT_S)
 
 
 @operation()

@@ -4,6 +4,7 @@ from pyinfra.api import FactBase
 
 from roles.doctor.facts import Condition
 from roles.facts import Machine, Texts
+from roles.host_tuning.facts import Topology
 from roles.nvidia_container_toolkit.facts import ContainerToolkit
 from roles.nvidia_driver.facts import Driver
 
@@ -12,6 +13,7 @@ PARTS: dict[str, type[Texts]] = {
     "machine": Machine,
     "condition": Condition,
     "driver": Driver,
+    "tuning": Topology,
     "containers": ContainerToolkit,
 }
 

@@ -2,7 +2,7 @@
 
 from pyinfra.api import FactBase
 
-from roles.facts import CARDS, Texts
+from roles.facts import CARDS, MEMORY_MODULES, Texts
 from roles.ik_llama.facts import Releases
 
 UNITS = "'llama-server-*.service' 'moehost-*.service'"
@@ -23,8 +23,7 @@ class Condition(Texts, FactBase[dict[str, str]]):
         "governors": "cat /sys/devices/system/cpu/cpu*/cpufreq/scaling_governor",
         "huge_pages": "cat /sys/kernel/mm/transparent_hugepage/enabled",
         "swaps": "cat /proc/swaps",
-        "modules": "dmidecode --type memory | grep -E "
-        "'^Memory Device|^[[:space:]]*(Size|Locator|Bank Locator|Speed|Configured (Memory|Clock) Speed):'",
+        "modules": MEMORY_MODULES,
         # A network disk that does not answer would keep df waiting for ever.
         "disks": "timeout 10 df -P -B1M -x tmpfs -x devtmpfs",
         "mounts": "cat /proc/self/mounts",

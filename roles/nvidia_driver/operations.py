@@ -5,7 +5,6 @@ from typing import Any
 
 from pyinfra import host, logger
 from pyinfra.api import QuoteString, StringCommand, operation
-from pyinfra.operations import server
 
 from moehost import driver_packages
 from moehost.driver import Driver, DriverError, findings, parse
@@ -13,10 +12,7 @@ from moehost.settings import Node
 from roles.facts import FileStates
 from roles.nvidia_driver import facts
 from roles.nvidia_driver.packages import installed
-from roles.operations import refuse
-
-# A board with 768 GB of memory trains it for ten minutes.
-REBOOT_S = 1800
+from roles.operations import rebooted, refuse
 
 
 @operation()
@@ -101,8 +97,7 @@ def _checked(found: Driver, node: Node) -> Iterator[Any]:
     helps = found.needs_reboot and found.may_reboot and not (found.taken and node.nvidia.driver == "keep")
     if helps and node.allow_reboot:
         reasons = "; ".join(each.says for each in findings(found) if each.level == "error")
-        logger.warning("[%s] rebooting: %s", host.name, reasons)
-        yield from server.reboot._inner(delay=30, reboot_timeout=REBOOT_S)
+        yield from rebooted(reasons)
         found, helps = parse(host.get_fact(facts.Driver)), False
     said = findings(found)
     for each in said:

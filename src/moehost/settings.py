@@ -273,6 +273,15 @@ class Node(Settings):
                 )
         return self
 
+    @model_validator(mode="after")
+    def _pools_have_a_reader(self) -> Node:
+        if self.tuning.huge_pages == "static" and self.engine.source == "package":
+            raise ValueError(
+                "tuning.huge_pages: 'static' is for ik_llama.cpp, a package's engine can't use such pages; write "
+                "'thp', or engine: {'source': 'git'}"
+            )
+        return self
+
     @property
     def has_containers(self) -> bool:
         """Whether a service runs in a container."""

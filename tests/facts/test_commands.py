@@ -8,14 +8,17 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from pyinfra.api import StringCommand
 
+from moehost import topology
 from roles.base.facts import Directories
 from roles.doctor import Doctor
 from roles.doctor.facts import Condition
 from roles.facts import DpkgAudit, FileStates, Machine, MissingPackages, OsRelease, SourceState
+from roles.host_tuning.facts import Topology
 from roles.ik_llama.facts import Build, Images, Mirrors, PackageCandidates, PackagedEngine, Releases
 from roles.llama_server.facts import ArgumentsProbe, EngineContract, Inputs, InstalledServices, ServiceState
 from roles.models.facts import Fetch, StoredModel
@@ -485,6 +488,19 @@ def test_the_condition_of_a_node(node):
     assert texts["kernel"] == f"{os.uname().release}\n"
     assert texts["disks"].splitlines()[0].endswith("Mounted on")
     assert texts["releases"] == ""
+
+
+def test_a_host_in_its_own_words(node):
+    node.program("update-grub", "")
+    for name in ("dmidecode", "systemctl", "lsblk", "systemd-detect-virt"):
+        node.program(name, "exit 127")
+    texts = node.ask(Topology)
+    assert set(texts) == set(Topology.commands)
+    found = topology.parse(texts, "/srv/models")
+    assert found.values["/proc/sys/vm/swappiness"].isdecimal()
+    assert found.words == tuple(Path("/proc/cmdline").read_text().split())
+    assert found.total_mib >= sum(found.memory_mib.values()) > 0
+    assert texts["modules"] == texts["before"] == ""
 
 
 def test_a_node_without_any_of_these_programs(node):

@@ -56,6 +56,11 @@ OF_A_DRIVER = [
     *("system", "pci", "kernel", "kernels", "loaded", "taint", "on_disk", "licence", "uvm", "smi", "reboot_required"),
     *("secure_boot", "key", "packages", "holds", "run_file", "stale_initrds", "persistenced", "files"),
 ]
+OF_A_HOST = [
+    *("lscpu", "meminfo", "has_memory", "l3_ids", "node_memory", "modules", "container", "virtual_machine", "values"),
+    *("words", "boot_words", "own_words", "has_grub", "mounts", "blocks", "cgroup", "memlock", "dma_latency"),
+    *("files", "before"),
+]
 # What a fact says of a node that prints nothing, which is what a plan of a fresh node is made from.
 OF_NOTHING = {
     "base.facts.Directories": {},
@@ -66,6 +71,7 @@ OF_NOTHING = {
     "facts.MissingPackages": [],
     "facts.OsRelease": {},
     "gpu_gate.facts.Gate": dict.fromkeys(["cards", "state", "ready", "answering"], ""),
+    "host_tuning.facts.Topology": dict.fromkeys(OF_A_HOST, ""),
     "ik_llama.facts.Build": {},
     "ik_llama.facts.Catalogue": {"current": "", "next": "", "previous": "", "releases": [], "leftovers": []},
     "ik_llama.facts.Checkout": {},

@@ -16,6 +16,7 @@ FOLDERS = sorted(path for path in HERE.iterdir() if "." in path.name and path.is
 PLAIN = {
     "apt.apt_source": "test_apt_source.py",
     "gpu_gate.operations.gate": "test_gate.py",
+    "host_tuning.operations.tuned": "test_host_tuning.py",
     "ik_llama.build.release": "test_release.py",
     "ik_llama.cuda.cuda_toolkit": "test_cuda.py",
     "ik_llama.image.image": "test_image.py",

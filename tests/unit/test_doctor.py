@@ -9,10 +9,11 @@ import pytest
 from moehost import settings
 from moehost.doctor import examine, services, worst, xid
 from moehost.doctor.disks import at, parse
-from moehost.doctor.memory import modules
 from moehost.finding import Finding
 from moehost.hardware import SOCKET_CHANNELS
+from moehost.memory_modules import modules
 from tests.fixtures import condition as node
+from tests.fixtures import tuned_host
 from tests.fixtures.condition import NOW_S, UNIT, UPTIME_S, answer, condition
 
 TINY = {"name": "tiny", "model": {"name": "m", "source": "file:///srv/m.gguf"}}
@@ -43,7 +44,7 @@ def test_nothing_is_wrong_with_a_healthy_node() -> None:
     assert [each for each in found if each.level != "ok"] == []
     assert worst(found) == "ok"
     areas = {"system", "reboot", "disk", "services", "engine", "clock", "governor", "numa", "memory"}
-    assert {each.area for each in found} == areas | {"huge pages", "swap", "kernel log", "driver", "cards"}
+    assert {each.area for each in found} == areas | {"huge pages", "tuning", "swap", "kernel log", "driver", "cards"}
 
 
 def test_what_others_know_of_driver_and_containers_is_said_too() -> None:
@@ -181,16 +182,44 @@ class TestMemory:
         assert [each.area for each in faults(machine={"lscpu": two, "has_memory": "0-1\n"})] == ["memory"]
 
     def test_huge_pages(self) -> None:
-        assert "madvise" in (only(faults(huge_pages="always madvise [never]\n")).fix or "")
+        never = "always madvise [never]\n"
+        assert only(faults(huge_pages=never)).fix == "pyinfra inventory deploy.py"
+        assert "madvise" in (only(faults(described(tuning={"huge_pages": "off"}), huge_pages=never)).fix or "")
         meminfo = answer()["machine.meminfo"] + "HugePages_Total:     250\nHugepagesize:    1048576 kB\n"
         assert only(faults(machine={"meminfo": meminfo})).says.startswith("250.0 GiB are set aside")
         thp = described(services=[{**TINY, "server_args": ["-thp"]}])
         assert faults(thp, machine={"meminfo": meminfo}) == []
+        assert faults(described(tuning={"huge_pages": "static"}), machine={"meminfo": meminfo}) == []
 
     def test_swap(self) -> None:
         head = condition()["swaps"]
         assert faults(swaps=f"{head}/swap.img file 8388604 1024 -2\n") == []
         assert "5.0 GiB are in swap" in only(faults(swaps=f"{head}/swap.img file 8388604 5242880 -2\n")).says
+
+
+class TestTuning:
+    def of(self, node: settings.Node, **texts: Any) -> list[Finding]:
+        """What is said of the tuning of a host with these texts."""
+        said = answer() | {f"tuning.{key}": text for key, text in tuned_host.texts(**texts).items()}
+        return [each for each in examine(said, node) if each.area in ("tuning", "io", "cpu")]
+
+    def test_a_host_that_has_not_been_tuned(self) -> None:
+        found = self.of(described(tuning={"memory": "off"}))
+        assert {each.fix for each in found} == {"pyinfra inventory deploy.py"}
+        assert [each.says for each in found] == [
+            "tuning.huge_pages is not in effect: /sys/kernel/mm/transparent_hugepage/enabled is always, not madvise",
+            "tuning.io is not in effect: /sys/block/nvme1n1/queue/read_ahead_kb is 128, not 4096, and 1 more",
+        ]
+
+    def test_words_that_wait_for_a_reboot_and_pools_that_are_too_small(self) -> None:
+        node = described(tuning={"huge_pages": "static", "memory": "off", "io": "off", "cpu": "off"})
+        grub = 'GRUB_CMDLINE_LINUX_DEFAULT="$GRUB_CMDLINE_LINUX_DEFAULT default_hugepagesz=2M hugepages=64"\n'
+        waits = only(self.of(node, own_words=grub))
+        assert "lacks default_hugepagesz=2M hugepages=64" in waits.says
+        words = "ro default_hugepagesz=2M hugepages=64\n"
+        short = only(self.of(node, own_words=grub, words=words, pages={0: 60}))
+        assert short.says == "NUMA node 0 has 60 of 64 huge pages of 2M: 0.0 GiB lack"
+        assert self.of(node, own_words=grub, words=words, pages={0: 64}) == []
 
 
 def test_the_channels_give_the_bandwidths_of_the_data_sheets() -> None:

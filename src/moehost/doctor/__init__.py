@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from moehost import cdi, driver
-from moehost.doctor import cards, disks, memory, services, system, xid
+from moehost.doctor import cards, disks, memory, services, system, tuned, xid
 from moehost.finding import Finding, Level
 from moehost.settings import Node
 
@@ -22,7 +22,9 @@ def examine(texts: Mapping[str, str], node: Node) -> list[Finding]:
     ]
     # A container shows the kernel, the firmware and the clock of the machine that it is in: not this node's.
     if not system.container(condition):
-        found += [*system.kernel_findings(condition), *memory.findings(part(texts, "machine"), condition, node)]
+        found += system.kernel_findings(condition, node)
+        found += memory.findings(part(texts, "machine"), condition, node)
+        found += tuned.findings(part(texts, "tuning"), node)
         found += xid.findings(condition)
     if node.gpu != "off":
         # What waits for a reboot is said above, and since when.

@@ -4,26 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 
-from moehost.finding import Finding
+from moehost.finding import DEPLOY, Finding
 from moehost.hardware import Cpu, HardwareError, node_from_facts
+from moehost.memory_modules import Module, filled_channels, modules
 from moehost.settings import Node
+from moehost.topology import numa
 
 GIB_KIB = 1 << 20
-# How boards name a channel: `P0 CHANNEL A`, `P0_Node0_Channel3_Dimm0`, `CPU1_DIMM_A1`, `P1-DIMMC1`, `DIMM_P0_B0`.
-CHANNEL = re.compile(r".*?(CHANNEL ?([A-Z]|\d+)|DIMM[ _]?(P\d_)?[A-Z](?=\d|$))", re.IGNORECASE)
-MIB = {"MB": 1, "GB": 1024, "TB": 1 << 20}
-
-
-@dataclass(frozen=True)
-class Module:
-    """A module of memory: where it is, what it holds, what it could run at and what it does, MT/s (0: not said)."""
-
-    channel: str | None
-    size_mib: int
-    rated_mt_s: int
-    mt_s: int
 
 
 def findings(machine: Mapping[str, str], texts: Mapping[str, str], node: Node) -> Iterator[Finding]:
@@ -39,45 +27,12 @@ def findings(machine: Mapping[str, str], texts: Mapping[str, str], node: Node) -
     yield swap(texts["swaps"])
 
 
-def numa(cpu: Cpu) -> Finding:
-    """Whether each socket is one NUMA node."""
-    nodes = cpu.numa_nodes
-    if nodes <= cpu.sockets:
-        return Finding("numa", "ok", f"{cpu.model}: {nodes} NUMA node(s) for {cpu.sockets} socket(s)")
-    if nodes == cpu.l3_domains:
-        says = f"each L3 cache is a NUMA node ({nodes}), and the engine knows of 8 at most"
-        return Finding("numa", "warning", says, "in the BIOS: ACPI SRAT L3 Cache as NUMA Domain: Disabled")
-    says = f"{nodes} NUMA nodes for {cpu.sockets} socket(s): a thread reads most experts from afar"
-    return Finding("numa", "warning", says, "in the BIOS: NUMA nodes per socket: NPS1")
-
-
-def modules(text: str) -> list[Module]:
-    """The modules that are there, by `dmidecode --type memory`; none without root or dmidecode."""
-    found = []
-    for block in text.split("Memory Device\n")[1:]:
-        fields = dict(re.findall(r"^\s*([\w ]+): *(.*?) *$", block, re.MULTILINE))
-        size = re.fullmatch(r"(\d+) ([MGT]B)", fields.get("Size", ""))
-        if not size:
-            continue
-        named = CHANNEL.match(fields.get("Bank Locator", "")) or CHANNEL.match(fields.get("Locator", ""))
-        channel = named[0] if named else None
-        speed = fields.get("Configured Memory Speed") or fields.get("Configured Clock Speed", "")
-        found.append(Module(channel, int(size[1]) * MIB[size[2]], _number(fields.get("Speed", "")), _number(speed)))
-    return found
-
-
-def _number(text: str) -> int:
-    digits = re.match(r"\d+", text)
-    return int(digits[0]) if digits else 0
-
-
 def channels(cpu: Cpu, there: list[Module]) -> Iterator[Finding]:
     """Whether every channel of the processor has a module, all alike, at full speed."""
     if not there or not cpu.socket_memory:
         return
     wanted, cpu_mt_s = cpu.socket_memory[0] * cpu.sockets, cpu.socket_memory[1]
-    named = {each.channel for each in there}
-    filled = len(there) if None in named else len(named)
+    filled = filled_channels(there)
     rated_mt_s, mt_s = min(each.rated_mt_s for each in there), min(each.mt_s for each in there)
     if filled < wanted:
         says = f"{min(filled, wanted)} of {wanted} memory channels have a module: decode is slower by as much"
@@ -99,7 +54,9 @@ def huge_pages(meminfo: str, enabled: str, node: Node) -> Iterator[Finding]:
     """Whether transparent huge pages can be had, and static ones are not in the way."""
     chosen = re.search(r"\[(\w+)\]", enabled)
     if chosen and chosen[1] == "never":
-        fix = "echo madvise > /sys/kernel/mm/transparent_hugepage/enabled"
+        fix = DEPLOY
+        if node.tuning.huge_pages in ("static", "off"):
+            fix = "echo madvise > /sys/kernel/mm/transparent_hugepage/enabled"
         yield Finding(
             "huge pages", "warning", "transparent huge pages are off, so the engine can't ask for them", fix
         )
@@ -109,7 +66,8 @@ def huge_pages(meminfo: str, enabled: str, node: Node) -> Iterator[Finding]:
     size = re.search(r"^Hugepagesize:\s+(\d+) kB", meminfo, re.MULTILINE)
     taken_gib = int(count[1]) * int(size[1]) / GIB_KIB if count and size else 0
     # Only an engine that was told so takes static ones.
-    if taken_gib and not any("-thp" in service.server_args for service in node.services):
+    is_static = node.tuning.huge_pages == "static" and node.services
+    if taken_gib and not is_static and not any("-thp" in service.server_args for service in node.services):
         says = f"{taken_gib:.1f} GiB are set aside as static huge pages, which no service here uses"
         fix = "sysctl vm.nr_hugepages=0, and take hugepages= out of sysctl.d and of the kernel's command line"
         yield Finding("huge pages", "warning", says, fix)

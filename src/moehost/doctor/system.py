@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping
 
-from moehost.finding import Finding
+from moehost.finding import DEPLOY, Finding
+from moehost.settings import Node
 
 DAY_S = 86400
 # A reboot may wait for a quiet weekend, and for another one.
@@ -29,10 +30,10 @@ def findings(texts: Mapping[str, str]) -> Iterator[Finding]:
     yield reboot(texts)
 
 
-def kernel_findings(texts: Mapping[str, str]) -> Iterator[Finding]:
+def kernel_findings(texts: Mapping[str, str], node: Node) -> Iterator[Finding]:
     """What holds where the kernel is the node's own."""
     yield from clock(texts)
-    yield from governor(texts)
+    yield from governor(texts, node)
 
 
 def reboot(texts: Mapping[str, str]) -> Finding:
@@ -62,7 +63,7 @@ def clock(texts: Mapping[str, str]) -> Iterator[Finding]:
         )
 
 
-def governor(texts: Mapping[str, str]) -> Iterator[Finding]:
+def governor(texts: Mapping[str, str], node: Node) -> Iterator[Finding]:
     """Whether the processor's frequency waits to be asked for."""
     counts = Counter(texts["governors"].split())
     slow = {name: number for name, number in counts.items() if name != "performance"}
@@ -72,7 +73,9 @@ def governor(texts: Mapping[str, str]) -> Iterator[Finding]:
             "governor",
             "warning",
             f"the frequency governor is {named}; decode waits for the clock",
-            "echo performance | tee /sys/devices/system/cpu/cpu*/cpufreq/scaling_governor",
+            DEPLOY
+            if node.tuning.cpu == "auto"
+            else "echo performance | tee /sys/devices/system/cpu/cpu*/cpufreq/scaling_governor",
         )
     elif counts:
         yield Finding("governor", "ok", f"the frequency governor is performance on {counts.total()} CPUs")
