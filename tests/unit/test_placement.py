@@ -593,7 +593,12 @@ class TestAnyMachine:
         planner = _Planner(model, node, request, PUBLISHED)
         cores = node.physical_cores
         offload = planner._common(ubatch, request.threads or _decode_threads(cores), request.threads_batch or cores)
+        largest = max(model.layers[index].routed_bytes for index in model.expert_layers or (0,))
         for filling in every_filling(model, len(node.gpus)):
+            # Room is kept for a copy of the largest layer of experts, unless all are resident.
+            away = set(model.expert_layers) - {index for each in filling.experts for index in each}
+            if away and max(model.layers[index].routed_bytes for index in away) < largest:
+                continue
             try:
                 other = planner._of_filling(offload, filling)
             except Overdrawn:
