@@ -64,11 +64,9 @@ def fillings(
     for threshold in workload.thresholds(ubatch):
         costs = _Costs(model, len(node.gpus), speed, workload, Prompts(ubatch, threshold, threads))
         # Without experts on the CPU nothing is copied, which may be what makes the last layers fit.
-        whole = _best(model, node, memory, ubatch, costs, 0)
-        if whole is not None and sum(map(len, whole.experts)) == len(model.expert_layers):
-            found[_filling(whole, model)] = None
-        if partial := _best(model, node, memory, ubatch, costs, largest):
-            found[_filling(partial, model)] = None
+        for carried in (0, largest):
+            if choice := _best(model, node, memory, ubatch, costs, carried):
+                found[_filling(choice, model)] = None
     if not found:
         raise _overdrawn(model, memory, ubatch, _rooms(model, node, memory, ubatch, largest))
     return list(found)
@@ -148,6 +146,7 @@ def _rooms(model: Model, node: Node, memory: Memory, ubatch: int, carried: int) 
 
 
 def _best(model: Model, node: Node, memory: Memory, ubatch: int, costs: _Costs, carried: int) -> _Choice | None:
+    """The cheapest filling with room for a copy of `carried` bytes of experts; for 0 all experts are resident."""
     fixed = _fixed_bytes(model, memory, ubatch)
     sums = list(accumulate(fixed, initial=0.0))
     # Layers of a prediction come last, and cost the request nothing.
@@ -168,8 +167,10 @@ def _best(model: Model, node: Node, memory: Memory, ubatch: int, costs: _Costs, 
         taken = []
         answer_s = dense[gpu][end] - dense[gpu][start]
         for index in order:
-            if start <= index < end and costs.saved_s[gpu][index] > 0:
+            if start <= index < end and (not carried or costs.saved_s[gpu][index] > 0):
                 if model.layers[index].routed_bytes > room:
+                    if not carried:
+                        return None
                     break
                 room -= model.layers[index].routed_bytes
                 answer_s -= costs.saved_s[gpu][index]
