@@ -6,11 +6,12 @@ FOLDER on this computer holds `job.json`, and gets `result.json`; `moehost measu
 x_compiler=1`, gcc is installed where no compiler is.
 """
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
 from pyinfra import host
-from pyinfra.api import FileDownloadCommand, FileUploadCommand, StringCommand, operation
+from pyinfra.api import FileDownloadCommand, FileUploadCommand, QuoteString, StringCommand, operation
 from pyinfra.api.command import PyinfraCommand
 
 import moehost
@@ -18,6 +19,7 @@ from moehost.measure import MODULES
 from roles.operations import TEMPLATES, packages
 
 THERE = "/var/tmp/moehost-measure"  # noqa: S108  (made anew with the permissions of its owner)
+NO_PYTHON = "there is no python3; deploy first (pyinfra inventory deploy.py)"
 
 
 @operation(is_idempotent=False)
@@ -35,7 +37,11 @@ def measured(folder: str) -> Iterator[PyinfraCommand]:
     for target, path in uploads.items():
         yield FileUploadCommand(str(path), target, remote_temp_filename=host.get_temp_filename(target))
     # What it has to say stands in its result, be it good or bad.
-    yield StringCommand(f"cd {THERE} && PYTHONPATH={THERE} python3 -B -m moehost.measure job.json >result.json; true")
+    yield StringCommand(
+        f"cd {THERE} && if command -v python3 >/dev/null; then",
+        f"PYTHONPATH={THERE} python3 -B -m moehost.measure job.json >result.json; true;",
+        "else", "echo", QuoteString(json.dumps({"refusal": NO_PYTHON})), ">result.json; fi",
+    )  # fmt: skip
     yield FileDownloadCommand(
         f"{THERE}/result.json", str(Path(folder, "result.json")), remote_temp_filename=host.get_temp_filename(THERE)
     )

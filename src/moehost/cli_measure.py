@@ -53,9 +53,10 @@ def measure(
         where = path or settings.read(there[name]).models_dir
     except settings.SettingsError as error:
         stop(*(f"{name}: {line}" for line in error.lines))
-    node, job = _job(host, name, inventory, where, disk_seconds)
+    node, job = _job(host, name, inventory)
+    job |= {"disk": where, "disk_s": disk_seconds, "disk_is_asked_for": path is not None}
     say(f"measures memory, disk and cards of {name}: about {5 * MEMORY_S + disk_seconds:.0f} s")
-    found = _found(name, inventory, job, install_compiler)
+    found = _found(host, inventory, job, install_compiler)
     if found["servers_running"]:
         say(f"llama-server ran meanwhile ({'; '.join(found['servers_running'])}): it disturbs, and was disturbed")
     if as_json:
@@ -65,7 +66,7 @@ def measure(
         click.echo(line)
 
 
-def _job(host: str, name: str, inventory: str, where: str, disk_s: float) -> tuple[Node, dict[str, Any]]:
+def _job(host: str, name: str, inventory: str) -> tuple[Node, dict[str, Any]]:
     """The machine as it says that it is, and what it is asked to measure."""
     texts, why = ask_host(name, inventory, FACT)
     if not texts or not any(texts.values()):
@@ -89,21 +90,19 @@ def _job(host: str, name: str, inventory: str, where: str, disk_s: float) -> tup
         "hardware": asdict(hardware),
         "promised": asdict(promised) if promised else None,
         "memory_s": MEMORY_S,
-        "disk": where,
-        "disk_s": disk_s,
     }
 
 
-def _found(name: str, inventory: str, job: dict[str, Any], install_compiler: bool) -> dict[str, Any]:
+def _found(host: str, inventory: str, job: dict[str, Any], install_compiler: bool) -> dict[str, Any]:
     """What the node has measured; ends where it could not."""
     with tempfile.TemporaryDirectory(prefix="moehost-measure-") as folder:
         Path(folder, "job.json").write_text(json.dumps(job))
         more = ("--data", "x_compiler=1") if install_compiler else ()
-        done = pyinfra(inventory, "--limit", name, DEPLOY, "--data", f"folder={folder}", *more, "-y")
+        done = pyinfra(inventory, "--limit", host_of(host), DEPLOY, "--data", f"folder={folder}", *more, "-y")
         result = Path(folder, "result.json")
-        if not result.exists() or not result.read_text().strip():
-            stop(f"@{name}: {reason(done.stderr)}", code=FAILED)
+        if not result.exists() or not result.read_text().strip():  # it was ended, or not reached
+            stop(f"{host}: {reason(done.stderr)}", code=FAILED)
         found: dict[str, Any] = json.loads(result.read_text())
     if "refusal" in found:
-        stop(f"@{name}: {found['refusal']}", code=FAILED)
+        stop(f"{host}: {found['refusal']}", code=FAILED)
     return found

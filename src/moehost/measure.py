@@ -45,6 +45,8 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
         raise Refusal(
             "there is no C compiler; add --install-compiler (apt: gcc, libc6-dev), or deploy an engine first"
         )
+    if job["disk_is_asked_for"] and largest(Path(job["disk"])) is None:
+        raise Refusal(f"--path: {job['disk']} has no file to read; name a file or a folder with one")
     servers = list(running_servers())
     found = {
         "measured_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -57,7 +59,8 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(dir=here.parent) as name:
         folder, user = Path(name), unprivileged()
         for source in (here / "pcie.py", here.parent / "triad.c"):
-            shutil.copy(source, folder)
+            (folder / source.name).write_bytes(source.read_bytes())
+            (folder / source.name).chmod(0o644)
         folder.chmod(0o755)
         if user:
             shutil.chown(folder, user)
@@ -96,7 +99,8 @@ def run(words: list[str], folder: Path, user: str | None, limit_s: float) -> str
     except subprocess.TimeoutExpired:
         raise Refusal(f"{Path(words[0]).name} did not end within {limit_s:.0f} s; is the machine busy?") from None
     except subprocess.CalledProcessError as error:
-        says = (error.stderr.strip().splitlines() or [f"ended with {error.returncode}"])[-1]
+        lines = error.stderr.strip().splitlines() or [f"ended with {error.returncode}"]
+        says = next((line for line in lines if "error:" in line), lines[-1])
         raise Refusal(f"{Path(words[0]).name}: {says}") from None
     return str(done.stdout)
 

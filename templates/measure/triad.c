@@ -57,7 +57,7 @@ static int numbers(const char *text, int *found)
             text += length;
         }
         for (; first <= last; first++) {
-            if (first < 0 || count == MOST)
+            if (first < 0 || first >= MOST || count == MOST)
                 fail("a number is too high");
             found[count++] = first;
         }
