@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 
 from pyinfra.api import FactBase, QuoteString, StringCommand
 
-from moehost import os_release
+from moehost import measured, os_release
 from moehost.hardware import NVIDIA_SMI_QUERY
 
 # Display controllers (class 03) of NVIDIA on the bus, a path for each, with or without a driver.
@@ -164,4 +164,5 @@ class Machine(Texts, FactBase[dict[str, str]]):
         "nvidia_smi": f"nvidia-smi --query-gpu={NVIDIA_SMI_QUERY} --format=csv,noheader,nounits",
         "has_memory": "cat /sys/devices/system/node/has_memory",
         "l3_ids": "cat /sys/devices/system/cpu/cpu*/cache/index3/id",
+        "measured": f"cat {measured.PATH}",
     }

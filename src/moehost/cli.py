@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from moehost import cli_doctor, cli_engine, cli_facts, cli_plan, reference, sandbox, settings
+from moehost import cli_doctor, cli_engine, cli_facts, cli_measure, cli_plan, reference, sandbox, settings
 from moehost.terminal import FAILED, hosts, say, stop
 
 
@@ -29,6 +29,7 @@ main.add_command(cli_plan.calibrate)
 main.add_command(cli_engine.engine)
 main.add_command(cli_doctor.doctor)
 main.add_command(cli_facts.facts)
+main.add_command(cli_measure.measure)
 
 
 @main.command("check-inventory")

@@ -8,6 +8,8 @@ import re
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from moehost.measured import Hardware, Measured, of_this
+
 # What `nvidia-smi --query-gpu=... --format=csv,noheader,nounits` is asked for, in the order it is read here.
 NVIDIA_SMI_QUERY = "name,memory.total,compute_cap,pcie.link.gen.max,pcie.link.width.max"
 
@@ -214,17 +216,26 @@ def _pcie_gb_s(generation: str, width: str, path: str, assumed: list[str]) -> fl
     return PCIE_LANE_GB_S[4] * 16
 
 
-def _memory_gb_s(cpu: Cpu, assumed: list[str]) -> float:
-    if memory := cpu.socket_memory:
-        gb_s = memory[0] * memory[1] * BYTES_PER_TRANSFER / 1000
-        assumed.append(f"node.memory_bandwidth_gb_s: taken as {gb_s} GB/s a socket, all channels filled")
+def _memory_gb_s(cpu: Cpu, assumed: list[str], found: Measured | None = None) -> float:
+    key, memory = "node.memory_bandwidth_gb_s", cpu.socket_memory
+    gb_s = memory[0] * memory[1] * BYTES_PER_TRANSFER / 1000 if memory else 0.0
+    if found and (as_good_as_gb_s := found.peak_gb_s(gb_s * cpu.sockets)):
+        assumed.append(
+            f"{key}: measured {found.read_gb_s:.0f} GB/s read, as a nominal {as_good_as_gb_s:g} GB/s gives"
+        )
+        return as_good_as_gb_s
+    if found:
+        assumed.append(f"{key}: was measured beside a running llama-server, not used; stop it and measure again")
+    if memory:
+        assumed.append(f"{key}: taken as {gb_s} GB/s a socket, all channels filled")
         return gb_s * cpu.sockets
-    key = "node.memory_bandwidth_gb_s"
     assumed.append(f"{key}: {cpu.model!r} is not known, taken as {UNKNOWN_SOCKET_GB_S} GB/s")
     return UNKNOWN_SOCKET_GB_S
 
 
-def node_from_facts(lscpu: str, meminfo: str, nvidia_smi: str = "", has_memory: str = "", l3_ids: str = "") -> Node:
+def node_from_facts(
+    lscpu: str, meminfo: str, nvidia_smi: str = "", has_memory: str = "", l3_ids: str = "", measured: str = ""
+) -> Node:
     """One machine from what its own tools print.
 
     + lscpu: `lscpu -J`, or plain `lscpu` under LC_ALL=C
@@ -232,6 +243,7 @@ def node_from_facts(lscpu: str, meminfo: str, nvidia_smi: str = "", has_memory: 
     + nvidia_smi: CSV for `NVIDIA_SMI_QUERY`; empty where there is no driver
     + has_memory: /sys/devices/system/node/has_memory, which knows better than lscpu
     + l3_ids: /sys/devices/system/cpu/cpu*/cache/index3/id, one a line, where lscpu does not count caches
+    + measured: measured.json, which `moehost measure` keeps; of other hardware, it is not used
 
     Raises HardwareError naming the text that cannot be read.
     """
@@ -240,8 +252,10 @@ def node_from_facts(lscpu: str, meminfo: str, nvidia_smi: str = "", has_memory: 
     total = re.search(r"^MemTotal:\s+(\d+) kB", meminfo, re.MULTILINE)
     if total is None:
         raise HardwareError("meminfo: has no line MemTotal in kB")
-    gpus = _gpus(nvidia_smi, assumed)
-    return Node(cpu, int(total[1]) // 1024, _memory_gb_s(cpu, assumed), gpus, tuple(assumed))
+    memory_mib = int(total[1]) // 1024
+    found = of_this(Hardware(cpu.model, cpu.cores, memory_mib), measured, assumed)
+    gpus = _gpus(nvidia_smi, assumed, found)
+    return Node(cpu, memory_mib, _memory_gb_s(cpu, assumed, found), gpus, tuple(assumed))
 
 
 def _lscpu_fields(text: str) -> dict[str, str]:
@@ -279,7 +293,7 @@ def _listed(text: str) -> int:
     return sum(int(last or first) - int(first) + 1 for first, last in ranges)
 
 
-def _gpus(nvidia_smi: str, assumed: list[str]) -> tuple[Gpu, ...]:
+def _gpus(nvidia_smi: str, assumed: list[str], measured: Measured | None) -> tuple[Gpu, ...]:
     gpus: list[Gpu] = []
     for line in filter(None, map(str.strip, nvidia_smi.splitlines())):
         values = [value.strip() for value in line.split(",")]
@@ -287,6 +301,10 @@ def _gpus(nvidia_smi: str, assumed: list[str]) -> tuple[Gpu, ...]:
             raise HardwareError(f"nvidia-smi: {line[:80]!r} is no card; ask it for {NVIDIA_SMI_QUERY}")
         name, vram_mib, capability, generation, width = values
         path = f"node.gpus[{len(gpus)}]"
-        pcie_gb_s = _pcie_gb_s(generation, width, path, assumed)
+        pcie_gb_s = measured.pcie_gb_s(len(gpus), name) if measured else None
+        if pcie_gb_s:
+            assumed.append(f"{path}.pcie_gb_s: measured {pcie_gb_s:g} GB/s from the host")
+        else:
+            pcie_gb_s = _pcie_gb_s(generation, width, path, assumed)
         gpus.append(Gpu(name, int(vram_mib), capability, _card_gb_s(name, path, assumed), pcie_gb_s))
     return tuple(gpus)

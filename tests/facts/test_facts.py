@@ -67,7 +67,7 @@ OF_NOTHING = {
     "doctor.facts.Condition": dict.fromkeys(OF_CONDITION, ""),
     "facts.DpkgAudit": [],
     "facts.FileStates": {},
-    "facts.Machine": dict.fromkeys(["lscpu", "meminfo", "nvidia_smi", "has_memory", "l3_ids"], ""),
+    "facts.Machine": dict.fromkeys(["lscpu", "meminfo", "nvidia_smi", "has_memory", "l3_ids", "measured"], ""),
     "facts.MissingPackages": [],
     "facts.OsRelease": {},
     "gpu_gate.facts.Gate": dict.fromkeys(["cards", "state", "ready", "answering"], ""),

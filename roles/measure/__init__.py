@@ -1,0 +1,1 @@
+"""A node's memory, disk and cards, measured on the node itself."""
