@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from moehost.setting import Settings, matching
 
@@ -12,6 +12,7 @@ Policy = Literal["auto", "off"]
 KernelParameter = Annotated[
     str, matching(r"[A-Za-z0-9_.-]+(=[A-Za-z0-9_.,:/-]*)?", "write e.g. iommu=pt, without spaces and quotes")
 ]
+POOL_WORDS = ("hugepages", "hugepagesz", "default_hugepagesz")
 
 
 class Tuning(Settings):
@@ -41,3 +42,12 @@ class Tuning(Settings):
     kernel_parameters: list[KernelParameter] = Field(
         default_factory=list, description="further words for the kernel's command line, e.g. `iommu=pt`"
     )
+
+    @model_validator(mode="after")
+    def _pools_have_one_size(self) -> Tuning:
+        for word in self.kernel_parameters:
+            if self.huge_pages == "static" and word.partition("=")[0] in POOL_WORDS:
+                raise ValueError(
+                    f"kernel_parameters: {word} is what huge_pages: 'static' writes; take one of them out"
+                )
+        return self

@@ -134,7 +134,8 @@ def _cpu(wish: settings_tuning.Tuning, host: Topology) -> Iterator[Knob]:
 
 
 def _memory(host: Topology, before: Mapping[str, str]) -> Iterator[Knob]:
-    most_mib = min(2048, host.total_mib // 8)
+    # In steps: what a kernel calls its total differs a little from boot to boot.
+    most_mib = min(2048, max(64, host.total_mib // 8 // 64 * 64))
     soon = "Writing begins early: the default of 10 % would let tens of GB of a download gather."
     yield Knob("memory", "/proc/sys/vm/dirty_background_bytes", str(most_mib // 4 * MIB), soon)
     wait = "No more than this is lost with the power, and a sync is over in seconds."
@@ -142,7 +143,7 @@ def _memory(host: Topology, before: Mapping[str, str]) -> Iterator[Knob]:
     swap = "The page cache of a model's files goes before the memory of programs does."
     yield Knob("memory", "/proc/sys/vm/swappiness", str(SWAPPINESS), swap)
     free = "Room for network and disk while a load fills the page cache: a thousandth of the memory."
-    least_kib = min(host.total_mib, MOST_FREE_KIB)
+    least_kib = min(host.total_mib // 1024 * 1024, MOST_FREE_KIB)
     yield from _raised("memory", "/proc/sys/vm/min_free_kbytes", least_kib, free, host, before)
 
 

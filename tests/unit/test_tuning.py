@@ -135,6 +135,13 @@ def test_static_pages_need_an_engine_that_takes_them() -> None:
                          "write 'thp', or engine: {'source': 'git'}")  # fmt: skip
 
 
+def test_pools_are_described_once() -> None:
+    words = {"kernel_parameters": ["hugepages=10"]}
+    assert settings.read({"tuning": words}).tuning.kernel_parameters == ["hugepages=10"]
+    with pytest.raises(settings.SettingsError, match="hugepages=10 is what huge_pages: 'static' writes"):
+        settings.read({"tuning": {"huge_pages": "static", **words}})
+
+
 class TestBefore:
     def test_only_what_is_about_to_change_is_recorded_and_only_once(self) -> None:
         there = host()

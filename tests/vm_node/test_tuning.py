@@ -48,7 +48,7 @@ class Tuned:
         names = " ".join([*SYSCTLS, "vm.dirty_bytes", "vm.dirty_background_bytes"])
         return self.host.check_output(
             f"sysctl {names}; head {THP}/enabled {THP}/defrag /sys/block/vd*/queue/scheduler "
-            "/sys/block/vd*/queue/read_ahead_kb; tr ' ' '\\n' </proc/cmdline | grep -v BOOT_IMAGE"
+            "/sys/block/vd*/queue/read_ahead_kb; tr ' ' '\\n' </proc/cmdline | grep -vE '^(BOOT_IMAGE|root)='"
         )
 
     def there(self):
@@ -57,10 +57,9 @@ class Tuned:
 
 
 @pytest.fixture(scope="module")
-def untuned(request):
+def untuned(node, host):
     """The machine as it is without any tuning; at the end it is as the scenario has it."""
-    node = request.getfixturevalue("node")
-    tuned = Tuned(node, request.getfixturevalue("host"))
+    tuned = Tuned(node, host)
     changes(tuned.deploy(**OFF))
     assert tuned.there() == set()
     yield tuned, tuned.state()
