@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from moehost import cli_doctor, cli_engine, cli_node, cli_plan, reference, sandbox, settings
+from moehost import cli_autoinstall, cli_doctor, cli_engine, cli_node, cli_plan, reference, sandbox, settings
 from moehost.terminal import FAILED, hosts, say, stop
 
 
@@ -29,6 +29,7 @@ main.add_command(cli_plan.calibrate)
 main.add_command(cli_engine.engine)
 main.add_command(cli_doctor.doctor)
 main.add_command(cli_node.node)
+main.add_command(cli_autoinstall.autoinstall)
 
 
 @main.command("check-inventory")

@@ -44,6 +44,7 @@ BEYOND_A_PLAN = {
         f"nvidia_driver/{name}.j2"
         for name in ("nouveau.conf", "modules.conf", "driver.preferences", "contrib.sources")
     ),
+    "autoinstall/preseed.cfg.j2",  # for an installer
     *("ik_llama/build.j2", "ik_llama/checkout.j2", "ik_llama/Containerfile.j2"),
 }
 
