@@ -111,8 +111,11 @@ def user_data(wish: Installation) -> dict[str, Any]:
         "updates": "security",
         "shutdown": "reboot",
     }
+    # subiquity knows disks by the kernel's names only. It reads this file again after the early commands.
+    disks = [wish.disk, *([wish.models_disk] if wish.models_disk and not wish.keep_models else [])]
+    named = [f'sed -i "s#path: {disk}\\$#path: $(readlink -f {disk})#" /autoinstall.yaml' for disk in disks]
+    install["early-commands"] = [*([require_models(wish)] if wish.keep_models else []), *named]
     if wish.keep_models:
-        install["early-commands"] = [require_models(wish)]
         install["late-commands"] = [mount_models(wish, "/target")]
     return {"autoinstall": install}
 
@@ -147,7 +150,6 @@ def _storage(wish: Installation) -> list[dict[str, Any]]:
 
 def _disk(name: str, path: str) -> dict[str, Any]:
     wiped = {"ptable": "gpt", "wipe": "superblock-recursive", "preserve": False}
-    # Found by a match, a link such as /dev/disk/by-id/... would not be: `path` alone follows it.
     return {"id": name, "type": "disk", "path": path, **wiped}
 
 
