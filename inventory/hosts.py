@@ -16,7 +16,13 @@ A machine of yours looks like this:
             }],
         }),
     ]
+
+`moehost node add` writes machines to files in `nodes/`, where their services are yours to add.
 """
+
+from moehost import nodes as _nodes
+
+added = _nodes.hosts(__file__)
 
 sandbox = [
     (

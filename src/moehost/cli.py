@@ -7,7 +7,18 @@ from pathlib import Path
 
 import click
 
-from moehost import cli_doctor, cli_engine, cli_facts, cli_measure, cli_plan, reference, sandbox, settings
+from moehost import (
+    cli_autoinstall,
+    cli_doctor,
+    cli_engine,
+    cli_facts,
+    cli_measure,
+    cli_node,
+    cli_plan,
+    reference,
+    sandbox,
+    settings,
+)
 from moehost.terminal import FAILED, hosts, say, stop
 
 
@@ -30,6 +41,8 @@ main.add_command(cli_engine.engine)
 main.add_command(cli_doctor.doctor)
 main.add_command(cli_facts.facts)
 main.add_command(cli_measure.measure)
+main.add_command(cli_node.node)
+main.add_command(cli_autoinstall.autoinstall)
 
 
 @main.command("check-inventory")

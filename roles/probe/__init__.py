@@ -1,0 +1,1 @@
+"""What a machine is asked before it becomes a node."""
