@@ -88,9 +88,9 @@ def add(
         click.echo(
             json.dumps({"host_key": host_key.fingerprint, "findings": [asdict(each) for each in found]}, indent=2)
         )
-    else:
-        show.findings(name, found, everything=True)
     errors = [each for each in found if each.level == "error"]
+    if not as_json:
+        show.findings(name, [each for each in found if each not in errors], everything=True)
     if errors:
         stop(*(f"{name}: {each.area}: {each.says}; {each.fix}" for each in errors), code=FAILED)
     _show_plans(models, texts, as_json)
