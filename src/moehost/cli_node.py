@@ -75,7 +75,7 @@ def add(
                          --model hf://OWNER/REPO/PATH@COMMIT
     """
     folder = Path(inventory)
-    _refuse_taken(folder, name)
+    _refuse_taken(folder, name, nodes.where(address, port))
     host_key = _believed(folder, address, port, accept_host_key, yes)
     # pyinfra runs from this folder; a path in it stays good when the whole folder moves.
     data: dict[str, Any] = {"ssh_hostname": address, "ssh_port": port, "ssh_user": user}
@@ -88,9 +88,9 @@ def add(
         click.echo(
             json.dumps({"host_key": host_key.fingerprint, "findings": [asdict(each) for each in found]}, indent=2)
         )
-    else:
-        show.findings(name, found, everything=True)
     errors = [each for each in found if each.level == "error"]
+    if not as_json:
+        show.findings(name, [each for each in found if each not in errors], everything=True)
     if errors:
         stop(*(f"{name}: {each.area}: {each.says}; {each.fix}" for each in errors), code=FAILED)
     _show_plans(models, texts, as_json)
@@ -101,14 +101,14 @@ def add(
     _write(folder, name, data, host_key)
 
 
-def _refuse_taken(folder: Path, name: str) -> None:
+def _refuse_taken(folder: Path, name: str, server: str) -> None:
     if not re.fullmatch(r"[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?", name):
         stop(f"NAME: {name!r}: use lower-case letters, digits, dots and dashes, e.g. epyc or epyc.home.arpa")
     if not (folder / "hosts.py").is_file():
         stop(f"{folder / 'hosts.py'}: there is no such file; --inventory names its folder")
     if "_nodes.hosts(__file__)" not in (folder / "hosts.py").read_text():
         stop(f"{folder / 'hosts.py'}: does not read what is added; write this line at its end: {nodes.READS_THEM}")
-    if name in hosts(str(folder)):
+    if name in hosts(str(folder)) and not nodes.lacks_key(folder, name, server):
         where = nodes.path_of(folder, name)
         mend = f"`moehost node remove {name}` first" if where.exists() else "edit it there, or take another name"
         stop(f"{name}: is in the inventory, in {where if where.exists() else folder / 'hosts.py'}; {mend}")
@@ -116,7 +116,7 @@ def _refuse_taken(folder: Path, name: str) -> None:
 
 def _believed(folder: Path, address: str, port: int, wanted: str | None, yes: bool) -> HostKey:
     """The key of the machine, once somebody vouches for it: an earlier visit, the options, or a person."""
-    where = address if port == 22 else f"[{address}]:{port}"
+    where = nodes.where(address, port)
     try:
         socket.create_connection((address, port), CONNECT_S).close()
     except OSError as error:
@@ -135,7 +135,7 @@ def _believed(folder: Path, address: str, port: int, wanted: str | None, yes: bo
                 return key
         stop(
             f"{where}: its host key is {offered[0].fingerprint}, not {trusted[0].fingerprint} as known; if it was "
-            f"installed anew: ssh-keygen -R '{where}' -f {nodes.known_hosts(folder)}",
+            f"installed anew: ssh-keygen -R '{where}' -f {nodes.known_hosts(folder)}, then again",
             code=FAILED,
         )
     if wanted:

@@ -84,16 +84,33 @@ def known(folder: Path, where: str) -> list[HostKey]:
     return [key for key in host_keys(path.read_text() if path.exists() else "") if key.where == where]
 
 
-def add(folder: Path, node: str, data: dict[str, Any], key: HostKey) -> Path:
-    """Write a machine down: its key first, so that one that is there can always be believed."""
+def where(address: str, port: int) -> str:
+    """A server as known_hosts names it."""
+    return address if port == 22 else f"[{address}]:{port}"
+
+
+def lacks_key(folder: Path, node: str, server: str) -> bool:
+    """Whether a machine was added at this very server, and its key is not known any more: it was installed anew."""
     path = path_of(folder, node)
-    if path.exists():
+    data = _data(path) if path.exists() else {}
+    there = where(str(data.get("ssh_hostname")), data.get("ssh_port", 22))
+    return there == server and not known(folder, server)
+
+
+def add(folder: Path, node: str, data: dict[str, Any], key: HostKey) -> Path:
+    """Write a machine down: its key first, so that one that is there can always be believed.
+
+    Of one that is there and whose key was forgotten, only the key is written.
+    """
+    path = path_of(folder, node)
+    if path.exists() and not lacks_key(folder, node, key.where):
         raise NodesError(f"{path}: is there; edit it, or `moehost node remove {node}` first")
     path.parent.mkdir(parents=True, exist_ok=True)
     kept = [line for line in _key_lines(folder) if not line.rstrip().endswith(f" moehost:{node}")]
     if key not in known(folder, key.where):
         _replace(known_hosts(folder), "".join([*kept, key.line(node)]))
-    files.write_json(path, data, indent=2)
+    if not path.exists():
+        files.write_json(path, data, indent=2)
     return path
 
 

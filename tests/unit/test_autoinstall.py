@@ -78,6 +78,33 @@ def test_commands_are_shell() -> None:
             assert subprocess.run(["sh", "-n", "-c", command], capture_output=True).returncode == 0, command
 
 
+@pytest.mark.parametrize(
+    ("on", "wanted", "fits"),
+    [
+        ("sdb/sdb1", "sdb", True),
+        ("sdb", "sdb", True),
+        ("sdbb/sdbb1", "sdb", False),
+        ("sda/sda1", "sdb", False),
+        (None, "sdb", False),
+        ("sda/sda3", "sda", False),
+    ],
+)
+def test_kept_models_must_lie_on_their_own_disk(tmp_path: Path, on: str | None, wanted: str, fits: bool) -> None:
+    command = autoinstall.require_models(
+        installation("ubuntu", disk="/dev/sda", models_disk="/dev/sdb", keep_models=True)
+    )
+    for folder in ("dev/disk/by-label", "class/block", f"devices/block/{on}"):
+        (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+    if on:
+        name = Path(on).name
+        (tmp_path / f"dev/{name}").touch()
+        (tmp_path / "dev/disk/by-label/models").symlink_to(tmp_path / f"dev/{name}")
+        (tmp_path / f"class/block/{name}").symlink_to(tmp_path / f"devices/block/{on}")
+    command = command.replace("/dev/sdb", f"/dev/{wanted}").replace("/dev/", f"{tmp_path}/dev/")
+    command = command.replace("/sys/", f"{tmp_path}/").replace("test -b", "test -e")
+    assert (subprocess.run(["sh", "-c", command]).returncode == 0) == fits
+
+
 def test_links_become_the_kernels_names(tmp_path: Path) -> None:
     link, disk, config = tmp_path / "by-id", tmp_path / "sda", tmp_path / "autoinstall.yaml"
     disk.touch()

@@ -60,6 +60,15 @@ def test_a_killed_add_is_finished_by_the_next(tmp_path: Path) -> None:
     assert nodes.known_hosts(tmp_path).read_text() == KEY.line("epyc")
 
 
+def test_one_that_was_installed_anew_gets_its_key_and_keeps_its_settings(tmp_path: Path) -> None:
+    data = DATA | {"ssh_port": 2222}
+    nodes.add(tmp_path, "epyc", data, KEY)
+    nodes.known_hosts(tmp_path).write_text("")
+    nodes.add(tmp_path, "epyc", {}, KEY)
+    assert nodes.hosts(str(tmp_path / "hosts.py")) == [("epyc", data)]
+    assert nodes.known(tmp_path, KEY.where) == [KEY]
+
+
 def test_refusals(tmp_path: Path) -> None:
     nodes.add(tmp_path, "epyc", DATA, KEY)
     with pytest.raises(NodesError, match="is there; edit it"):
