@@ -11,9 +11,9 @@ from typing import Any
 import click
 
 from moehost import measured, settings
-from moehost.doctor.memory import modules
 from moehost.hardware import HardwareError, Node, node_from_facts
 from moehost.measured import Hardware
+from moehost.memory_modules import modules
 from moehost.terminal import FAILED, ask_host, host_of, hosts, pyinfra, reason, say, stop
 
 FACT = "roles.doctor.Doctor"

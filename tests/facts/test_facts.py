@@ -105,6 +105,7 @@ OF_NOTHING = {
             "nvidia_smi",
             "has_memory",
             "l3_ids",
+            "measured",
             "os_release",
             "arch",
             "uid",
