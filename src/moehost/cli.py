@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from moehost import cli_doctor, cli_engine, cli_plan, reference, sandbox, settings
+from moehost import cli_doctor, cli_engine, cli_plan, cli_vm, reference, sandbox, settings
 from moehost.terminal import FAILED, hosts, say, stop
 
 
@@ -28,6 +28,7 @@ main.add_command(cli_plan.plan)
 main.add_command(cli_plan.calibrate)
 main.add_command(cli_engine.engine)
 main.add_command(cli_doctor.doctor)
+main.add_command(cli_vm.vm)
 
 
 @main.command("check-inventory")
