@@ -71,7 +71,7 @@ def status(name: str) -> None:
         moehost vm status
     """
     machine = virtual.Machine(name)
-    state = "running" if machine.pid else "stopped" if machine.folder.exists() else "absent"
+    state = "running" if machine.pid else "stopped" if machine.exists else "absent"
     click.echo(f"{name}: {state}")
     if machine.pid:
         click.echo(" ".join(machine.ssh))

@@ -44,6 +44,11 @@ class Machine:
         return MACHINES / self.name
 
     @property
+    def exists(self) -> bool:
+        """Whether it has been made, running or not."""
+        return self.models.exists()
+
+    @property
     def root(self) -> Path:
         """The root disk, an overlay."""
         return self.folder / "root.qcow2"
@@ -156,7 +161,7 @@ def up(machine: Machine, say: Say) -> None:
     image = machine.folder / "image"
     if not machine.root.exists():
         _new_root(machine, say)
-    if not machine.models.exists():
+    if not machine.exists:
         run(["mke2fs", "-q", "-t", "ext4", "-L", "models", str(machine.models), virtual_disk.MODELS_SIZE])
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -217,7 +222,7 @@ def down(machine: Machine) -> bool:
 
 def wipe(machine: Machine, say: Say) -> None:
     """Give a machine a new root disk, as if it had been installed again, and start it; the models stay."""
-    if not machine.models.exists():
+    if not machine.exists:
         raise SandboxError(f"there is no {machine.name}; make it with `moehost vm up`")
     stop(machine)
     say(f"{machine.name} gets a new root disk")
