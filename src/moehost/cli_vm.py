@@ -23,14 +23,16 @@ _name = click.option("--name", default=virtual.NAME, show_default=True, help="Na
 
 @vm.command()
 @_name
-def up(name: str) -> None:
+@click.option("--include", multiple=True, metavar="PACKAGE", help="A package that a new one has from the beginning.")
+def up(name: str, include: tuple[str, ...]) -> None:
     """Make and start the machine.
 
     \b
     Example:
         moehost vm up
+        moehost vm up --name other --include podman --include crun
     """
-    virtual.up(virtual.Machine(name), say)
+    virtual.up(virtual.Machine(name), say, include)
 
 
 @vm.command()

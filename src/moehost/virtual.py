@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from moehost import virtual_disk
-from moehost.sandbox import Say, SandboxError, need, run
+from moehost.sandbox import SandboxError, Say, need, run
 
 NAME = "moehost-vm"
 MACHINES = Path(".sandbox/vm")
@@ -135,7 +135,7 @@ def command(machine: Machine, boot: Path, port: int, accelerator: str) -> list[s
 
 
 def accelerator() -> str:
-    """`kvm` where a boot sector comes through with it, else `tcg`: that there is /dev/kvm does not say that it works."""
+    """`kvm` where a boot sector comes through with it, else `tcg`: a /dev/kvm may be there and not work."""
     if not os.access("/dev/kvm", os.R_OK | os.W_OK):
         return "tcg"
     with tempfile.NamedTemporaryFile(prefix="moehost-") as sector:
@@ -151,8 +151,11 @@ def accelerator() -> str:
     return "kvm" if ended == 33 else "tcg"
 
 
-def up(machine: Machine, say: Say) -> None:
-    """Start a machine, or leave it running; returns when systemd has started in it."""
+def up(machine: Machine, say: Say, include: tuple[str, ...] = ()) -> None:
+    """Start a machine, or leave it running; returns when systemd has started in it.
+
+    + include: packages that a new root disk has beside those of every machine
+    """
     if machine.pid:
         say(f"{machine.name} is running")
         return
@@ -160,6 +163,8 @@ def up(machine: Machine, say: Say) -> None:
     machine.folder.mkdir(parents=True, exist_ok=True)
     image = machine.folder / "image"
     if not machine.root.exists():
+        if include:
+            (machine.folder / "include").write_text("\n".join(include))
         _new_root(machine, say)
     if not machine.exists:
         run(["mke2fs", "-q", "-t", "ext4", "-L", "models", str(machine.models), virtual_disk.MODELS_SIZE])
@@ -177,7 +182,8 @@ def up(machine: Machine, say: Say) -> None:
 
 
 def _new_root(machine: Machine, say: Say) -> None:
-    made = virtual_disk.made(say)
+    include = machine.folder / "include"
+    made = virtual_disk.made(say, tuple(include.read_text().split()) if include.exists() else ())
     image = machine.folder / "image"
     image.unlink(missing_ok=True)
     image.symlink_to(made.resolve())
@@ -194,7 +200,10 @@ def wait(machine: Machine, seconds: int = BOOT_S) -> None:
     while time.monotonic() < deadline:
         if not machine.pid:
             raise SandboxError(f"{machine.name}: QEMU has ended; see {machine.console}")
-        if run([*machine.ssh, "systemctl is-system-running --wait"], check=False).stdout.strip() in ("running", "degraded"):
+        if run([*machine.ssh, "systemctl is-system-running --wait"], check=False).stdout.strip() in (
+            "running",
+            "degraded",
+        ):
             return
         time.sleep(1)
     raise SandboxError(f"{machine.name} did not start in {seconds} s; see {machine.console}")

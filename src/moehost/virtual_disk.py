@@ -12,7 +12,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from moehost.sandbox import SUITES, Say, SandboxError, debian, need, recipe_hash, run
+from moehost.sandbox import SUITES, SandboxError, Say, debian, need, recipe_hash, run
 
 SUITE = SUITES[0]
 CACHE = Path(".sandbox/vm-images")
@@ -52,7 +52,9 @@ def customize(files: Mapping[str, str], key: str) -> tuple[str, ...]:
     """
     hooks = ['mkdir -p "$1/srv/models"']
     for path, text in files.items():
-        hooks += [f'mkdir -p "$1{Path(path).parent}" && rm -f "$1{path}" && printf %s {shlex.quote(text)} >"$1{path}"']
+        hooks += [
+            f'mkdir -p "$1{Path(path).parent}" && rm -f "$1{path}" && printf %s {shlex.quote(text)} >"$1{path}"'
+        ]
     hooks += [f'chroot "$1" sh -c {shlex.quote(command)}' for command in COMMANDS]
     folder, name = os.path.split(key)
     host, ssh = shlex.quote(f"{folder}/host_{name}"), '"$1/etc/ssh'
@@ -64,14 +66,18 @@ def customize(files: Mapping[str, str], key: str) -> tuple[str, ...]:
     )
 
 
-def folder() -> Path:
+def folder(include: tuple[str, ...]) -> Path:
     """Where what is below is kept."""
-    return CACHE / recipe_hash(SUITE, PACKAGES, FILES, customize({}, "/id_ed25519"), BOOT, ROOT_SIZE)
+    packages = (*PACKAGES, *include)
+    return CACHE / recipe_hash(SUITE, packages, FILES, customize({}, "/id_ed25519"), BOOT, ROOT_SIZE)
 
 
-def made(say: Say) -> Path:
-    """The folder with `root.img`, `boot.iso`, `id_ed25519` and `host_id_ed25519`, made when it is not there yet."""
-    if (target := folder()).is_dir():
+def made(say: Say, include: tuple[str, ...] = ()) -> Path:
+    """The folder with `root.img`, `boot.iso`, `id_ed25519` and `host_id_ed25519`, made when it is not there yet.
+
+    + include: packages beside those of every machine
+    """
+    if (target := folder(include)).is_dir():
         return target
     need("mmdebstrap", "mke2fs", "qemu-img", "grub-mkrescue", "xorriso", "mformat", "ssh-keygen")
     if not Path("/usr/lib/grub/i386-pc").is_dir():
@@ -83,7 +89,7 @@ def made(say: Say) -> Path:
         where = Path(incoming).resolve()
         for name in ("id_ed25519", "host_id_ed25519"):
             run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "moehost-vm", "-f", str(where / name)])
-        debian(SUITE, PACKAGES, customize(FILES, str(where / "id_ed25519")), where / "root.tar")
+        debian(SUITE, (*PACKAGES, *include), customize(FILES, str(where / "id_ed25519")), where / "root.tar")
         _disk(where)
         _boot_medium(where)
         (where / "root.tar").unlink()
