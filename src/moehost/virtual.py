@@ -18,6 +18,7 @@ from pathlib import Path
 
 from moehost import virtual_disk
 from moehost.sandbox import SandboxError, Say, need, run
+from moehost.virtual_disk import MKE2FS
 
 NAME = "moehost-vm"
 MACHINES = Path(".sandbox/vm")
@@ -159,7 +160,7 @@ def up(machine: Machine, say: Say, include: tuple[str, ...] = ()) -> None:
     if machine.pid:
         say(f"{machine.name} is running")
         return
-    need(QEMU, "qemu-img", "mke2fs", "ssh")
+    need(QEMU, "qemu-img", MKE2FS, "ssh")
     machine.folder.mkdir(parents=True, exist_ok=True)
     image = machine.folder / "image"
     if not machine.root.exists():
@@ -167,7 +168,7 @@ def up(machine: Machine, say: Say, include: tuple[str, ...] = ()) -> None:
             (machine.folder / "include").write_text("\n".join(include))
         _new_root(machine, say)
     if not machine.exists:
-        run(["mke2fs", "-q", "-t", "ext4", "-L", "models", str(machine.models), virtual_disk.MODELS_SIZE])
+        run([MKE2FS, "-q", "-t", "ext4", "-L", "models", str(machine.models), virtual_disk.MODELS_SIZE])
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -15,6 +15,8 @@ from pathlib import Path
 from moehost.sandbox import SUITES, SandboxError, Say, debian, need, recipe_hash, run
 
 SUITE = SUITES[0]
+# A user's path may lack its folder.
+MKE2FS = "/usr/sbin/mke2fs"
 CACHE = Path(".sandbox/vm-images")
 # A server as Debian's installer leaves it, in what matters here; moehost's own packages come with the deploy.
 PACKAGES = (
@@ -79,7 +81,7 @@ def made(say: Say, include: tuple[str, ...] = ()) -> Path:
     """
     if (target := folder(include)).is_dir():
         return target
-    need("mmdebstrap", "mke2fs", "qemu-img", "grub-mkrescue", "xorriso", "mformat", "ssh-keygen")
+    need("mmdebstrap", MKE2FS, "qemu-img", "grub-mkrescue", "xorriso", "mformat", "ssh-keygen")
     if not Path("/usr/lib/grub/i386-pc").is_dir():
         raise SandboxError("grub-pc-bin is not installed; run `make host-packages`")
     say(f"making the disk of a virtual node (Debian {SUITE}, about two minutes, once)")
@@ -106,7 +108,7 @@ def _disk(where: Path) -> None:
     namespace = [] if os.geteuid() == 0 else ["podman", "unshare"]
     script = (
         'cd "$1" && mkdir root && tar --numeric-owner --xattrs --xattrs-include="*" -C root -xf root.tar && '
-        'mke2fs -q -t ext4 -L root -d root root.img "$2" && rm -rf root'
+        f'{MKE2FS} -q -t ext4 -L root -d root root.img "$2" && rm -rf root'
     )
     run([*namespace, "sh", "-c", script, "sh", str(where), ROOT_SIZE])
 
