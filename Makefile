@@ -1,6 +1,6 @@
 # moehost: `make demo` shows it, `make test` proves it, `make` lists the rest.
 .DEFAULT_GOAL := help
-.PHONY: help setup host-packages demo test test-quick test-slow test-molecule test-interrupted test-engine test-nvidia lint format lock clean
+.PHONY: help setup host-packages demo test test-quick test-slow test-molecule test-interrupted test-engine test-nvidia test-vm lint format lock clean
 SHELL := /bin/sh
 
 PYTHON ?= python3
@@ -34,7 +34,7 @@ demo: setup ## Start the sandbox, provision it, ask its model something
 	moehost sandbox ask "What is a mixture of experts?"
 	@scripts/next-steps
 
-test: lint test-quick test-slow test-molecule test-interrupted test-engine test-nvidia ## Everything
+test: lint test-quick test-slow test-molecule test-interrupted test-engine test-nvidia test-vm ## Everything
 	@echo "== all tests passed"
 
 test-quick: setup ## Unit tests, fact and operation cases, smoke of the whole deploy: no container
@@ -64,6 +64,11 @@ test-nvidia: setup ## A node with stub cards: driver, container toolkit, gate, a
 	pytest tests/nvidia_ubuntu
 	@cat .sandbox/nvidia-figures
 
+test-vm: setup ## A virtual machine with a kernel of its own, over SSH: NUMA, containers, reinstalled, rebooted
+	moehost tiny-model
+	molecule test --scenario-name vm
+	@cat .sandbox/vm-figures
+
 lint: setup ## ruff, mypy --strict, shellcheck
 	ruff check .
 	ruff format --check .
@@ -82,6 +87,7 @@ lock: setup ## Resolve the dependencies anew into requirements.lock (no index ad
 	uv pip compile --universal --python-version 3.11 --extra dev --generate-hashes --no-annotate --no-header \
 		--quiet --upgrade pyproject.toml --output-file requirements.lock
 
-clean: ## Remove sandboxes, their images, the Python environment and all state
+clean: ## Remove sandboxes, virtual machines, their images, the Python environment and all state
 	@if [ -x $(VENV)/bin/moehost ] && command -v podman >/dev/null; then moehost sandbox down --all; fi
+	@if [ -x $(VENV)/bin/moehost ]; then moehost vm down --all; fi
 	rm -rf $(VENV) .sandbox .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -40,7 +40,7 @@ def mirror() -> str | None:
     if chosen := os.environ.get("SANDBOX_MIRROR"):
         return chosen
     wanted = "$(CREATED_BY) $(COMPONENT) $(RELEASE) $(REPO_URI)"
-    listing = _run(["apt-get", "indextargets", "--format", wanted], check=False).stdout
+    listing = run(["apt-get", "indextargets", "--format", wanted], check=False).stdout
     for line in listing.splitlines():
         created_by, component, release, uri = line.split()
         if (created_by, component) == ("Packages", "main") and "debian" in uri and "security" not in release + uri:
@@ -48,25 +48,42 @@ def mirror() -> str | None:
     return None
 
 
+def recipe_hash(*recipe: object) -> str:
+    """What a product of this recipe is kept under."""
+    return hashlib.sha256(repr(recipe).encode()).hexdigest()[:12]
+
+
+def need(*programs: str) -> None:
+    """Raises SandboxError where this computer lacks a program."""
+    for program in programs:
+        if not shutil.which(program):
+            raise SandboxError(f"{program} is not installed; run `make host-packages`")
+
+
+def debian(suite: str, packages: tuple[str, ...], customize: tuple[str, ...], tar: Path) -> None:
+    """Make the root file system of a fresh node from this computer's mirror.
+
+    + customize: shell commands for which `$1` is its root
+    """
+    found = mirror()
+    sources = [f"deb [signed-by={KEYRING}] {found} {suite} main"] if found else []
+    command = ["mmdebstrap", "--quiet", "--variant=minbase", f"--include={','.join(packages)}"]
+    command += [f"--customize-hook={hook}" for hook in customize]
+    run([*command, suite, str(tar), *sources])
+
+
 def image(say: Say, suite: str = SUITES[0]) -> str:
     """The image of a fresh node, made when it is not there yet: `SANDBOX_IMAGE`, or one after the recipe above."""
     if chosen := os.environ.get("SANDBOX_IMAGE"):
         return chosen
-    recipe = hashlib.sha256(repr((suite, PACKAGES, CUSTOMIZE)).encode()).hexdigest()[:12]
-    reference = f"{REPOSITORY}:{recipe}"
+    reference = f"{REPOSITORY}:{recipe_hash(suite, PACKAGES, CUSTOMIZE)}"
     if _podman("image", "exists", reference, check=False).returncode == 0:
         return reference
-    for program in ("mmdebstrap", "podman"):
-        if not shutil.which(program):
-            raise SandboxError(f"{program} is not installed; run `make host-packages`")
+    need("mmdebstrap", "podman")
     say(f"making the image {reference} (Debian {suite}, about a minute, once)")
     with tempfile.TemporaryDirectory(prefix="moehost-") as folder:
         tar, started = Path(folder, "root.tar"), time.monotonic()
-        found = mirror()
-        sources = [f"deb [signed-by={KEYRING}] {found} {suite} main"] if found else []
-        command = ["mmdebstrap", "--quiet", "--variant=minbase", f"--include={','.join(PACKAGES)}"]
-        command += [f"--customize-hook={hook}" for hook in CUSTOMIZE]
-        _run([*command, suite, str(tar), *sources])
+        debian(suite, PACKAGES, CUSTOMIZE, tar)
         _podman("import", "--quiet", str(tar), reference)
         say(f"made the image in {time.monotonic() - started:.0f} s")
     return reference
@@ -149,10 +166,11 @@ def shell(name: str) -> None:
 
 
 def _podman(*arguments: str, check: bool = True, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
-    return _run(["podman", *arguments], check=check, stdin=stdin)
+    return run(["podman", *arguments], check=check, stdin=stdin)
 
 
-def _run(command: list[str], check: bool = True, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
+def run(command: list[str], check: bool = True, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
+    """Run a program of this computer; raises SandboxError when it is not there or, if `check`, fails."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, input=stdin)
     except FileNotFoundError:

@@ -1,0 +1,88 @@
+"""The virtual node, and how long things take on it."""
+
+import json
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from moehost.virtual import Machine, wait
+from tests.fixtures.node import ROOT, Node, instance
+
+FIGURES = ROOT / ".sandbox/vm-figures"
+_figures: dict[str, str] = {}
+
+
+class Virtual(Node):
+    """The node under test: a virtual machine."""
+
+    @property
+    def machine(self) -> Machine:
+        """The machine itself."""
+        return Machine(self.name)
+
+    def run(self, command: str) -> str:
+        """What a shell command prints on the node; it must succeed."""
+        done = subprocess.run([*self.machine.ssh, command], capture_output=True, text=True)
+        assert done.returncode == 0, f"{command}: {done.stderr or done.stdout}"
+        return done.stdout.strip()
+
+    def inventory(self, settings: dict[str, Any] | None = None) -> Path:
+        """An inventory of this node with these settings instead of the scenario's."""
+        data = (settings or self.settings) | self.machine.inventory_data
+        path = self.folder / "hosts.py"
+        path.write_text(f"nodes = [({self.name!r}, {data!r})]\n")
+        return path
+
+    def answers(self, service: str, port: int) -> str:
+        """What a service says to a question, with its key."""
+        body = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 4}
+        text = self.run(
+            f"curl --silent --fail --max-time 120 --json '{json.dumps(body)}' "
+            f'--header "Authorization: Bearer $(cat /etc/moehost/{service}/api-keys)" '
+            f"http://127.0.0.1:{port}/v1/chat/completions"
+        )
+        return json.loads(text)["choices"][0]["message"]["content"]
+
+    def memory_policies(self, pid: str) -> set[str]:
+        """The policies of a process's memory, without the nodes that they name."""
+        return {line.split()[1].partition(":")[0] for line in self.run(f"cat /proc/{pid}/numa_maps").splitlines()}
+
+    def reboot(self) -> None:
+        """Reboot it by systemd; returns when systemd has started everything again."""
+        before = self.run("cat /proc/sys/kernel/random/boot_id")
+        subprocess.run([*self.machine.ssh, "systemctl reboot"], capture_output=True)
+        for _ in range(60):
+            time.sleep(2)
+            after = subprocess.run(
+                [*self.machine.ssh, "cat /proc/sys/kernel/random/boot_id"], capture_output=True, text=True
+            ).stdout.strip()
+            if after not in ("", before):
+                break
+        wait(self.machine)
+
+
+@contextmanager
+def measured(what: str) -> Iterator[None]:
+    """Keeps how long something took."""
+    started = time.monotonic()
+    yield
+    _figures[what] = f"{time.monotonic() - started:.0f} s"
+
+
+@pytest.fixture(scope="session")
+def node(tmp_path_factory: pytest.TempPathFactory) -> Virtual:
+    """The first instance of the scenario."""
+    plain = instance(tmp_path_factory.mktemp("inventory"))
+    return Virtual(plain.name, plain.folder)
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    line = "vm: " + ", ".join(f"{what} {time}" for what, time in _figures.items())
+    FIGURES.parent.mkdir(exist_ok=True)
+    FIGURES.write_text(line + "\n")
+    terminalreporter.write_line(line)
