@@ -60,16 +60,17 @@ def need(*programs: str) -> None:
             raise SandboxError(f"{program} is not installed; run `make host-packages`")
 
 
-def debian(suite: str, packages: tuple[str, ...], customize: tuple[str, ...], tar: Path) -> None:
+def debian(suite: str, packages: tuple[str, ...], customize: tuple[str, ...], tar: Path, *options: str) -> None:
     """Make the root file system of a fresh node from this computer's mirror.
 
     + customize: shell commands for which `$1` is its root
+    + options: further ones of mmdebstrap
     """
     found = mirror()
     sources = [f"deb [signed-by={KEYRING}] {found} {suite} main"] if found else []
     command = ["mmdebstrap", "--quiet", "--variant=minbase", f"--include={','.join(packages)}"]
     command += [f"--customize-hook={hook}" for hook in customize]
-    run([*command, suite, str(tar), *sources])
+    run([*command, *options, suite, str(tar), *sources])
 
 
 def image(say: Say, suite: str = SUITES[0]) -> str:

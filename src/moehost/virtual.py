@@ -168,7 +168,9 @@ def up(machine: Machine, say: Say, include: tuple[str, ...] = ()) -> None:
             (machine.folder / "include").write_text("\n".join(include))
         _new_root(machine, say)
     if not machine.exists:
-        run([MKE2FS, "-q", "-t", "ext4", "-L", "models", str(machine.models), virtual_disk.MODELS_SIZE])
+        new = machine.models.with_suffix(".new")
+        run([MKE2FS, "-q", "-F", "-t", "ext4", "-L", "models", str(new), virtual_disk.MODELS_SIZE])
+        new.rename(machine.models)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -217,9 +219,17 @@ def stop(machine: Machine) -> None:
             return
         os.kill(pid, sent)
         for _ in range(100):
-            if machine.pid is None:
+            if _has_ended(pid):
                 return
             time.sleep(0.1)
+
+
+def _has_ended(pid: int) -> bool:
+    """Whether a process has closed its files; its command line is gone a moment before that."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
+    except FileNotFoundError:
+        return True
 
 
 def down(machine: Machine) -> bool:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
 
 def after(words: list[str], option: str) -> list[str]:
     """The values of an option, in order."""
-    return [value for each, value in itertools.pairwise(words) if each == option]
+    return [value for each, value in pairwise(words) if each == option]
 
 
 def test_it_has_two_sockets_with_a_numa_node_each_and_the_name_of_the_real_processor(machine: Machine) -> None:
