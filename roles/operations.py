@@ -1,16 +1,20 @@
 """What several roles do to a node."""
 
 import hashlib
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from gevent import Timeout
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from pyinfra import host, logger, state
 from pyinfra.api import FunctionCommand, QuoteString, StringCommand, operation
 from pyinfra.api.command import PyinfraCommand
+from pyinfra.connectors.util import clear_askpass_cache
 from pyinfra.facts.files import FileContents
-from pyinfra.operations import apt, server
+from pyinfra.operations import apt
 from pyinfra.operations.util.files import generate_color_diff
 
 from roles.facts import DpkgAudit, FileStates, MissingPackages
@@ -47,9 +51,44 @@ def _refused(state: Any, host: Any, reason: str) -> bool:
 
 
 def rebooted(reasons: str) -> Iterator[Any]:
-    """Reboot the node, and wait until it answers again."""
+    """Reboot the node, and wait until it answers again, with another boot than before."""
     logger.warning("[%s] rebooting: %s", host.name, reasons)
-    yield from server.reboot._inner(delay=30, reboot_timeout=REBOOT_S)
+    boots: list[str] = []
+    yield FunctionCommand(_noted_boot, (boots,), {})
+    # Beside the connection, which ends with it.
+    yield "( sleep 1 && reboot ) </dev/null >/dev/null 2>&1 &"
+    yield FunctionCommand(_came_back, (boots,), {})
+
+
+def _noted_boot(state: Any, host: Any, boots: list[str]) -> bool:
+    boots.append(_boot(host))
+    return bool(boots[0])
+
+
+def _boot(host: Any) -> str:
+    """What names the running boot, empty for a node that does not answer."""
+    answered, output = host.run_shell_command("cat /proc/sys/kernel/random/boot_id")
+    return output.stdout.strip() if answered else ""
+
+
+def _came_back(state: Any, host: Any, boots: list[str]) -> bool:
+    end_s = time.monotonic() + REBOOT_S
+    while time.monotonic() < end_s:
+        time.sleep(5)
+        # A connection into a machine that goes down may wait for ever, as `server.reboot` of pyinfra 3.10.0 was seen
+        # to do: each try has an end, and the next begins anew.
+        with suppress(Exception), Timeout(60, False):
+            clear_askpass_cache(host)
+            host.disconnect()
+            host.connect(show_errors=False)
+            if host.connected and _boot(host) not in ("", boots[0]):
+                return True
+    host.log_styled(
+        f"does not answer {REBOOT_S // 60} minutes after its reboot; look at its console",
+        fg="red",
+        log_func=logger.error,
+    )
+    return False
 
 
 @operation()
