@@ -1,5 +1,6 @@
 """The virtual node, and how long things take on it."""
 
+import copy
 import json
 import subprocess
 import time
@@ -11,7 +12,8 @@ from typing import Any
 import pytest
 
 from moehost.virtual import Machine, wait
-from tests.fixtures.node import ROOT, Node, instance
+from tests.fixtures.node import ROOT, Node, changes, instance
+from tests.vm_node import engine
 
 FIGURES = ROOT / ".sandbox/vm-figures"
 _figures: dict[str, str] = {}
@@ -79,6 +81,21 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Virtual:
     """The first instance of the scenario."""
     plain = instance(tmp_path_factory.mktemp("inventory"))
     return Virtual(plain.name, plain.folder)
+
+
+@pytest.fixture(scope="session")
+def both(node: Virtual, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The settings with which both services run."""
+    settings = copy.deepcopy(node.settings)
+    with measured("engine and image, made natively and sent"):
+        settings["engine"] = engine.bring(node, tmp_path_factory.mktemp("engine"))
+    settings["services"].append(settings["services"][0] | {"name": "boxed", "port": 8081, "runtime": "container"})
+    with measured("deploy of a service in a container"):
+        deployed = changes(node.deploy(settings))
+    # What was brought is what the node would have made: both were found.
+    assert "Service | Run boxed, warm" in deployed
+    assert "Engine | Make a container image of the next release" not in deployed
+    return settings
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:

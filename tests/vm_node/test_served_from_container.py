@@ -3,30 +3,10 @@
 The engine is the stand-in (see engine.py); Podman, its generator, crun, systemd and the kernel are real.
 """
 
-import copy
-
-import pytest
-
 from tests.fixtures.node import changes
-from tests.vm_node import engine
 from tests.vm_node.conftest import measured
 
 UNIT = "llama-server-boxed.service"
-
-
-@pytest.fixture(scope="module")
-def both(node, tmp_path_factory):
-    """The settings with which both services run."""
-    settings = copy.deepcopy(node.settings)
-    with measured("engine and image, made natively and sent"):
-        settings["engine"] = engine.bring(node, tmp_path_factory.mktemp("engine"))
-    settings["services"].append(settings["services"][0] | {"name": "boxed", "port": 8081, "runtime": "container"})
-    with measured("deploy of a service in a container"):
-        deployed = changes(node.deploy(settings))
-    # What was brought is what the node would have made: both were found.
-    assert "Service | Run boxed, warm" in deployed
-    assert "Engine | Make a container image of the next release" not in deployed
-    return settings
 
 
 def server(node):
