@@ -1,6 +1,7 @@
 """What several roles do to a node."""
 
 import hashlib
+import logging
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -72,6 +73,8 @@ def _boot(host: Any) -> str:
 
 
 def _came_back(state: Any, host: Any, boots: list[str]) -> bool:
+    # Its tracebacks of tries that fail are no news.
+    logging.getLogger("paramiko").setLevel(logging.CRITICAL)
     end_s = time.monotonic() + REBOOT_S
     while time.monotonic() < end_s:
         time.sleep(5)
