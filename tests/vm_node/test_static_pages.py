@@ -18,14 +18,15 @@ RUN = ["Service | Run tiny, warm", "Service | Run boxed, warm"]
 @pytest.fixture(scope="module")
 def static(node, both):
     """The settings with static pages, and what the deploy that reboots for them said."""
-    settings = {**both, "tuning": {"huge_pages": "static"}}
+    settings = {**both, "tuning": {"huge_pages": "static", "kernel_parameters": ["iommu=pt"]}}
     with measured("static huge pages, with a reboot by the deploy"):
         done = node.deploy(settings)
     assert {TUNED, *RUN} <= set(changes(done))
     yield settings, done.stderr
     with measured("the way back, with another reboot"):
         assert {TUNED, *RUN} <= set(changes(node.deploy(both)))
-    assert "huge" not in node.run("cat /proc/cmdline")
+    assert not {"iommu=pt", "default_hugepagesz=2M"} & set(node.run("cat /proc/cmdline").split())
+    assert node.run("ls /etc/default/grub.d") == ""
 
 
 def pids(node):
@@ -36,7 +37,12 @@ def pids(node):
 def test_the_command_line_has_a_pool_for_each_service_on_both_nodes(node, static):
     size = int(node.run("stat --format %s /srv/models/tiny-qwen35moe/tiny-qwen35moe.gguf"))
     pages = 2 * -(-size // (2 << 20))
-    assert f"hugepages=0:{pages - pages // 2},1:{pages // 2}" in node.run("cat /proc/cmdline").split()
+    words = node.run("cat /proc/cmdline").split()
+    assert f"hugepages=0:{pages - pages // 2},1:{pages // 2}" in words
+    assert "iommu=pt" in words
+    # Somebody else's are still there.
+    assert any(word.startswith("root=") for word in words)
+    assert node.run(f"cat {POOLS}").split() == [str(pages - pages // 2), str(pages // 2)]
 
 
 def test_both_models_lie_on_them(node, static):
