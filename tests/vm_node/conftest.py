@@ -1,6 +1,7 @@
 """The virtual node, and how long things take on it."""
 
 import json
+import os
 import subprocess
 import time
 from collections.abc import Iterator
@@ -77,6 +78,8 @@ def measured(what: str) -> Iterator[None]:
 @pytest.fixture(scope="session")
 def node(tmp_path_factory: pytest.TempPathFactory) -> Virtual:
     """The first instance of the scenario."""
+    # Molecule begins in the scenario's folder; machines are found from the project's.
+    os.chdir(ROOT)
     plain = instance(tmp_path_factory.mktemp("inventory"))
     return Virtual(plain.name, plain.folder)
 
