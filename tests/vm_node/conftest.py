@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 import subprocess
 import time
 from collections.abc import Iterator
@@ -79,6 +80,8 @@ def measured(what: str) -> Iterator[None]:
 @pytest.fixture(scope="session")
 def node(tmp_path_factory: pytest.TempPathFactory) -> Virtual:
     """The first instance of the scenario."""
+    # Molecule begins in the scenario's folder; machines are found from the project's.
+    os.chdir(ROOT)
     plain = instance(tmp_path_factory.mktemp("inventory"))
     return Virtual(plain.name, plain.folder)
 
