@@ -65,7 +65,9 @@ def plan(made: Plan, explain: bool) -> None:
     for warning in placement.warnings:
         console.print(Text(f"warning: {warning}", style="yellow"), soft_wrap=True)
     words = " ".join(word if word.replace("-", "").isalnum() else f"'{word}'" for word in made.arguments)
-    console.print(f"llama-server {words}", soft_wrap=True, markup=False)
+    env = "".join(f"{key}={value} " for key, value in placement.env.items())
+    spread = "numactl --interleave=all " if placement.is_interleaved else ""
+    console.print(f"{env}{spread}llama-server {words}", soft_wrap=True, markup=False)
 
 
 def comparison(plans: Mapping[str, Plan]) -> None:
