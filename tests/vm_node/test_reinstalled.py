@@ -6,7 +6,7 @@ import subprocess
 import pytest
 
 from tests.fixtures.node import ROOT, changes
-from tests.vm_node.conftest import measured
+from tests.vm_node.figures import measured
 
 # Inode, size, time of content and of everything else, of each file on the models' disk.
 FILES = "find /srv/models -type f -printf '%p %i %s %T@ %C@\\n' | sort"

@@ -4,7 +4,7 @@ The engine is the stand-in (see engine.py); Podman, its generator, crun, systemd
 """
 
 from tests.fixtures.node import changes
-from tests.vm_node.conftest import measured
+from tests.vm_node.figures import measured
 
 UNIT = "llama-server-boxed.service"
 

@@ -8,7 +8,7 @@ import re
 import pytest
 
 from tests.fixtures.node import changes
-from tests.vm_node.conftest import measured
+from tests.vm_node.figures import measured
 
 TUNED = "Host tuning | Tune the host, reboot it if need be"
 POOLS = "/sys/devices/system/node/node*/hugepages/hugepages-2048kB/nr_hugepages"

@@ -10,7 +10,7 @@ import pytest
 
 from roles.host_tuning import facts
 from tests.fixtures.node import ROOT, changes
-from tests.vm_node.conftest import measured
+from tests.vm_node.figures import measured
 
 OFF = dict.fromkeys(("numa", "huge_pages", "cpu", "memory", "io"), "off")
 THP = "/sys/kernel/mm/transparent_hugepage"
