@@ -85,7 +85,7 @@ def both(node: Virtual, tmp_path_factory: pytest.TempPathFactory) -> dict[str, A
     settings["services"].append(settings["services"][0] | {"name": "boxed", "port": 8081, "runtime": "container"})
     with measured("deploy of a service in a container"):
         deployed = changes(node.deploy(settings))
-    # What was brought is what the node would have made: the deploy found the image, and had only to choose the release.
+    # What was brought is what the node would have made: the deploy found the image.
     assert "Service | Switch to the engine that is next" in deployed
     assert "Engine | Make a container image of the next release" not in deployed
     return settings
