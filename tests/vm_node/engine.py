@@ -25,6 +25,8 @@ def bring(node: Any, folder: Path) -> dict[str, Any]:
     """Make engine and image for the node, put them where its deploy looks, and return the settings of the engine."""
     commits = repository.make(folder / "engine")
     settings = {"url": URL, "commit": commits["good"], "cuda": "off", "image": {}, "canary_share": 0}
+    # One that a killed run has left is half made.
+    sandbox.down(BAKER)
     sandbox.up(BAKER, print)
     try:
         _like(node)
