@@ -46,6 +46,11 @@ class Pools:
         return (f"default_hugepagesz={self.size}", *size, f"hugepages={number}")
 
 
+def pages(files_bytes: Iterable[int], size: str) -> int:
+    """How many pages files of these sizes take: each file is a mapping of its own."""
+    return sum(-(-each // (PAGE_MIB[size] * MIB)) for each in files_bytes)
+
+
 def pools(files_bytes: Iterable[int], size: str, host: Topology) -> Pools:
     """The pools for models with files of these sizes, spread evenly over the nodes that have memory.
 
@@ -55,8 +60,7 @@ def pools(files_bytes: Iterable[int], size: str, host: Topology) -> Pools:
         raise PoolError(
             f"tuning.huge_page_size: {host.cpu.model} has no pages of 1 GiB (no flag pdpe1gb); write '2M'"
         )
-    page_mib = PAGE_MIB[size]
-    total = sum(-(-each // (page_mib * MIB)) for each in files_bytes)
+    page_mib, total = PAGE_MIB[size], pages(files_bytes, size)
     reserve_mib = reserved_mib(host.total_mib)
     if total * page_mib + reserve_mib > host.total_mib:
         raise PoolError(

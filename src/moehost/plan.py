@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,7 +10,7 @@ from moehost import engine, settings
 from moehost.engine import Dialect
 from moehost.gguf import GgufSet
 from moehost.hardware import Node
-from moehost.ledger import MIB
+from moehost.huge_page_pools import PAGE_MIB, pages
 from moehost.memory_policy import LEAST_SHARE
 from moehost.model import Model
 from moehost.placement import DoesNotFit, Placement, place
@@ -30,19 +29,17 @@ REFUSALS = (ValueError, DoesNotFit)
 
 @dataclass(frozen=True)
 class Plan:
-    """A placement together with the arguments of llama-server, and the model and machine it was made for."""
+    """A placement together with the arguments of llama-server, and the model and machine it was made for.
+
+    + pool_mib: what the model takes of static huge pages: its whole files, also what goes on to the cards
+    """
 
     placement: Placement
     arguments: list[str]
     model: Model
     node: Node
-    file_mib: int
     tuning: Tuning
-
-    @property
-    def pool_mib(self) -> int:
-        """What the model takes of pools of huge pages: its whole files, also what goes on to the cards."""
-        return self.file_mib if self.placement.pages == "static" else 0
+    pool_mib: int
 
     @property
     def needed_mib(self) -> int:
@@ -95,8 +92,11 @@ def make(
         wish = replace(wish, margins_mib=margins_mib)
     placement = place(model, node, wish, constants)
     arguments = engine.command_line(service, model_path, placement.offload, dialect)
-    file_mib = math.ceil(found.size_bytes / MIB)
-    return Plan(placement, arguments, model, node, file_mib, tuning)
+    pool_mib = 0
+    if placement.pages == "static":
+        size = tuning.huge_page_size
+        pool_mib = pages((header.file_size_bytes for header in found.headers), size) * PAGE_MIB[size]
+    return Plan(placement, arguments, model, node, tuning, pool_mib)
 
 
 def request(service: Service, dialect: Dialect, tuning: Tuning = UNTOLD) -> Request:

@@ -82,7 +82,7 @@ class TestHugePages:
         assert "-thp" in plan.arguments
         assert "--no-mmap" not in plan.arguments
         assert plan.placement.env == {}
-        assert plan.pool_mib == -(-HEADERS.size_bytes // 2**20)
+        assert plan.pool_mib == 2 * sum(-(-header.file_size_bytes // 2**21) for header in HEADERS.headers)
         assert plan.needed_mib == plan.placement.host_mib - plan.placement.host_weights_mib
 
     def test_static_ones_and_pinned_memory_exclude_each_other(self):
