@@ -16,6 +16,7 @@ from pyinfra.api.command import PyinfraCommand
 
 import moehost
 from moehost.measure import MODULES
+from roles.ik_llama.operations import suite_in_use
 from roles.operations import TEMPLATES, packages
 
 THERE = "/var/tmp/moehost-measure"  # noqa: S108  (made anew with the permissions of its owner)
@@ -49,5 +50,5 @@ def measured(folder: str) -> Iterator[PyinfraCommand]:
 
 
 if host.data.get("x_compiler"):
-    packages(name="Install a C compiler", wanted=["gcc", "libc6-dev"])
+    packages(name="Install a C compiler", wanted=["gcc", "libc6-dev"], release=suite_in_use())
 measured(name="Measure the node", folder=host.data.folder)
