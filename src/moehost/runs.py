@@ -28,7 +28,7 @@ class Run:
     + answer_tokens: tokens asked for
     + started_s: when it was sent, seconds since 1970
     + prompt_n, prompt_s, predicted_n, decode_s: what the server says of it, or with `clock` `client` this program;
-      the first answered token belongs to the prompt, so `predicted_n` tokens took `decode_s` as llama-server counts
+      the first token of an answer comes with the prompt, so `decode_s` is what the `predicted_n - 1` others took
     + first_token_s, total_s: from sending to the first and the last token, by this program's clock
     + gap_median_s, gap_max_s: between two pieces of the answer that arrive one after the other
     + draft_n, draft_accepted: tokens proposed by speculative decoding, and those kept
@@ -60,8 +60,8 @@ class Run:
 
     @property
     def decode_tok_s(self) -> float:
-        """Rate of the answer."""
-        return self.predicted_n / self.decode_s
+        """Rate of the answer, its first token left out."""
+        return (self.predicted_n - 1) / self.decode_s
 
 
 @dataclass(frozen=True)
