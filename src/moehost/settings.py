@@ -96,6 +96,16 @@ class Workload(Settings):
     answer_tokens: int = Field(512, ge=1, description="length of the answer")
 
 
+class DailyUse(Settings):
+    """What you need for daily use; `moehost bench` says whether it is met."""
+
+    decode_tok_s: float = Field(10.0, ge=0, description="an answer's tokens per second, at least: reading speed")
+    first_token_1k_s: float = Field(
+        10.0, ge=0, description="seconds from a prompt of 1k tokens to the first of the answer, at most"
+    )
+    first_token_16k_s: float = Field(60.0, ge=0, description="the same for a prompt of 16k tokens")
+
+
 class Service(Settings):
     """One llama-server under systemd: `llama-server-<name>.service`."""
 
@@ -127,6 +137,7 @@ class Service(Settings):
         default_factory=list, description="shares of the cards in the layers, not with `auto`, which chooses them"
     )
     workload: Workload = Field(default_factory=lambda: Workload.model_validate({}))
+    daily_use: DailyUse = Field(default_factory=lambda: DailyUse.model_validate({}))
     context: int | None = Field(
         None, ge=512, description="context in tokens, shared by all slots; what the model was trained on if not given"
     )

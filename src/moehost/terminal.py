@@ -27,11 +27,15 @@ def stop(*lines: str, code: int = BAD_INPUT) -> NoReturn:
     sys.exit(code)
 
 
+def pyinfra_program() -> str:
+    """The pyinfra of this environment."""
+    return str(Path(sys.executable).with_name("pyinfra"))
+
+
 def pyinfra(*arguments: str, show: bool = False) -> subprocess.CompletedProcess[str]:
-    """Run the pyinfra of this environment; `show` lets its talk through to the terminal while it runs."""
-    program = str(Path(sys.executable).with_name("pyinfra"))
+    """Run pyinfra; `show` lets its talk through to the terminal while it runs."""
     talk = None if show else subprocess.PIPE
-    return subprocess.run([program, *arguments], stdout=subprocess.PIPE, stderr=talk, text=True)
+    return subprocess.run([pyinfra_program(), *arguments], stdout=subprocess.PIPE, stderr=talk, text=True)
 
 
 def pyinfra_json(*arguments: str) -> tuple[Any, str]:
@@ -64,12 +68,15 @@ def host_of(text: str) -> str:
     return text if "/" in text or text == "@local" else text.removeprefix("@")
 
 
-def ask_hosts(names: Iterable[str], inventory: str, fact: str) -> tuple[dict[str, Any], dict[str, str]]:
+def ask_hosts(
+    names: Iterable[str], inventory: str, fact: str, **arguments: str
+) -> tuple[dict[str, Any], dict[str, str]]:
     """What a fact says of hosts of an inventory, all asked at once; and why, for those that can't be asked."""
     names = list(names)
     limits = [word for name in names for word in ("--limit", name)]
-    answers, talk = pyinfra_json(inventory, *limits, "fact", fact)
-    found = (answers or {}).get(fact, {})
+    answers, talk = pyinfra_json(inventory, *limits, "fact", fact, *(f"{key}={arguments[key]}" for key in arguments))
+    # Its key has the arguments in it.
+    found: dict[str, Any] = next(iter((answers or {}).values()), {})
     return found, {name: _reason_of(name, talk) for name in names if name not in found}
 
 
@@ -79,7 +86,7 @@ def _reason_of(host: str, talk: str) -> str:
     return lines[-1].strip() if lines else reason(talk)
 
 
-def ask_host(host: str, inventory: str, fact: str) -> tuple[Any, str]:
+def ask_host(host: str, inventory: str, fact: str, **arguments: str) -> tuple[Any, str]:
     """What a fact says of one host (None if it can't be asked), and the reason for that."""
-    found, reasons = ask_hosts([host], inventory, fact)
+    found, reasons = ask_hosts([host], inventory, fact, **arguments)
     return found.get(host), reasons.get(host, "")

@@ -1,0 +1,1 @@
+"""A node's service, measured by requests that are made on the node itself."""

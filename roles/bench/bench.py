@@ -1,0 +1,99 @@
+"""A deploy of its own: the node asks its own service, and what comes of it is brought back line by line.
+
+    pyinfra INVENTORY --limit HOST roles/bench/bench.py --data folder=FOLDER --data service=NAME -y
+
+FOLDER on this computer holds `job.json`, and gets `answers.jsonl`; `moehost bench` makes it.
+"""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pyinfra import host
+from pyinfra.api import FileUploadCommand, FunctionCommand, QuoteString, StringCommand, operation
+
+import moehost
+from moehost.bench import MODULES
+from roles.operations import TEMPLATES
+
+UNIT = "moehost-bench.service"
+THERE = "/run/moehost-bench"
+POLL_S = 0.5
+
+# It may ask this machine's services, read its own folder and the keys of one service, and nothing else.
+SANDBOX = [
+    "DynamicUser=yes",
+    "CapabilityBoundingSet=",
+    "NoNewPrivileges=yes",
+    "ProtectSystem=strict",
+    "ProtectHome=yes",
+    "PrivateTmp=yes",
+    "PrivateDevices=yes",
+    "ProtectKernelTunables=yes",
+    "ProtectControlGroups=yes",
+    "RestrictAddressFamilies=AF_INET AF_INET6",
+    "RestrictNamespaces=yes",
+    "MemoryDenyWriteExecute=yes",
+    "SystemCallFilter=@system-service",
+    f"StandardOutput=append:{THERE}/answers.jsonl",
+    f"WorkingDirectory={THERE}",
+    # A day: no benchmark takes that long.
+    "RuntimeMaxSec=86400",
+]
+
+
+@operation(is_idempotent=False)
+def benched(folder: str, service: str) -> Iterator[Any]:
+    """
+    Measure a service by requests that the node makes, and bring each run back as it ends.
+
+    + folder: folder on this computer with the job
+    + service: name of the service, whose key is used
+    """
+    package = Path(moehost.__file__).parent
+    uploads = {f"{THERE}/moehost/{each}.py": package / f"{each}.py" for each in MODULES}
+    uploads |= {f"{THERE}/prose.txt": TEMPLATES / "bench/prose.txt", f"{THERE}/job.json": Path(folder, "job.json")}
+    # One that was left behind would disturb.
+    yield StringCommand(f"systemctl stop {UNIT} 2>/dev/null; rm -rf {THERE} && mkdir -p -m 755 {THERE}/moehost")
+    for target, path in uploads.items():
+        yield FileUploadCommand(str(path), target, remote_temp_filename=host.get_temp_filename(target))
+    properties = [*SANDBOX, f"LoadCredential=api-keys:/etc/moehost/{service}/api-keys"]
+    yield StringCommand(
+        f"chmod -R a+rX {THERE} && systemd-run --quiet --collect --unit={UNIT}",
+        *(QuoteString(f"--property={each}") for each in properties),
+        f"--setenv=PYTHONPATH={THERE} python3 -B -m moehost.bench {THERE}/job.json",
+    )
+    yield FunctionCommand(_follow, (folder,), {})
+    yield StringCommand(f"rm -rf {THERE}")
+
+
+def _follow(state: Any, host: Any, folder: str) -> bool:
+    """Bring the lines back until there are no more; False with the reason if nothing was measured."""
+    seen = 0
+    with Path(folder, "answers.jsonl").open("a") as answers:
+        while True:
+            # In this order, so that nothing is written after the last look.
+            ok, output = host.run_shell_command(
+                StringCommand(
+                    f"systemctl is-active {UNIT} || true; tail -n +{seen + 1} {THERE}/answers.jsonl 2>/dev/null; true"
+                )
+            )
+            if not ok:
+                return False
+            state_now, *lines = output.stdout_lines
+            seen += len(lines)
+            answers.writelines(f"{each}\n" for each in lines)
+            answers.flush()
+            if state_now not in ("active", "activating"):
+                break
+            time.sleep(POLL_S)
+    if not seen:
+        _, journal = host.run_shell_command(
+            StringCommand(f"journalctl --no-pager --output cat --lines 3 --unit {UNIT}")
+        )
+        host.log_styled(" / ".join(journal.stdout_lines) or "its unit ended without a word", fg="red")
+    return bool(seen)
+
+
+benched(name="Measure the service", folder=host.data.folder, service=host.data.service)

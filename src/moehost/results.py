@@ -1,0 +1,45 @@
+"""Where benchmarks are kept on this computer: `results/NODE/SERVICE/TIME/`."""
+
+from __future__ import annotations
+
+import re
+import time
+from pathlib import Path
+
+from moehost.runs import FILE, RunsError, Session, parse
+
+ROOT = Path("results")
+
+
+def series(target: str, service: str = "") -> Path:
+    """Where all benchmarks of a node's service, or of an address, are kept."""
+    names = (re.sub(r"[^\w.-]+", "_", each).strip("_.") for each in (target, service))
+    return ROOT.joinpath(*filter(None, names))
+
+
+def new(series: Path) -> Path:
+    """A folder for a benchmark that begins now."""
+    return series / time.strftime("%Y-%m-%dT%H-%M-%SZ", time.gmtime())
+
+
+def load(path: Path) -> Session:
+    """The benchmark in a folder, or of a file; raises RunsError with one line where there is none."""
+    file = path / FILE if path.is_dir() else path
+    try:
+        with file.open(encoding="utf-8") as lines:
+            return parse(lines, str(file))
+    except OSError as error:
+        raise RunsError(f"{file}: {error.strerror}; name a folder that `moehost bench` has written") from None
+
+
+def last(series: Path, but: Path) -> Path | None:
+    """The latest benchmark of a series that has runs, but this one; None where there is none."""
+    for folder in sorted(series.glob("*/"), reverse=True):
+        if folder.resolve() == but.resolve():
+            continue
+        try:
+            if load(folder).measured:
+                return folder
+        except RunsError:  # it was ended before its first line
+            continue
+    return None
