@@ -116,7 +116,7 @@ def _wait_until_ready(state: Any, host: Any, service: Service, generation: str, 
     Just after the restart was asked for, the process before it may still be the active one.
     """
     started, said, unit = time.monotonic(), "", {}
-    while (elapsed_s := time.monotonic() - started) < service.start_timeout_s:
+    while (elapsed_s := time.monotonic() - started) < service.start_limit_s:
         unit = host.get_fact(ServiceState, unit=service.unit, port=service.port)
         if unit.get("ActiveState") == "active" and unit.get("generation") == generation:
             host.log(f"{service.name} is ready after {elapsed_s:.0f} s", logger.info)

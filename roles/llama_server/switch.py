@@ -84,7 +84,7 @@ def _service(goal: Wanted) -> switch.Service:
         trial=goal.trial,
         contents=goal.contents,
         leftovers=goal.leftovers,
-        limit_s=service.start_timeout_s,
+        limit_s=service.start_limit_s,
     )
 
 

@@ -62,12 +62,6 @@ class Offload:
     numa: str | None = None
     static_pages: bool = False
 
-    @property
-    def warm_up_tokens(self) -> list[int]:
-        """Lengths of the prompts that warm the server up: a short one, half a ubatch, and more than one ubatch."""
-        longest = self.context // self.parallel - 64
-        return [16, min(self.ubatch // 2, longest), min(self.ubatch + 16, longest)]
-
 
 @dataclass(frozen=True, slots=True)
 class Version:

@@ -163,7 +163,13 @@ class Service(Settings):
         "too; on one node nothing is done",
     )
     memory_max: MemoryMax = Field("92%", description="MemoryMax= of the unit")
-    start_timeout_s: int = Field(2700, ge=10, description="how long a start may take: a load of 200 GB takes minutes")
+    start_timeout_s: int = Field(2700, ge=10, description="how long a load may take: 200 GB take minutes")
+    warm_up_timeout_s: int = Field(
+        1800,
+        ge=10,
+        description="how long all prompts of the warm-up together may take, after the load: some minutes where "
+        "every expert of a large model is on the CPU",
+    )
     server_args: list[str] = Field(default_factory=list, description="flags that are added last, checked as all are")
 
     @field_validator("host")
@@ -210,6 +216,11 @@ class Service(Settings):
     def unit(self) -> str:
         """Name of the systemd unit."""
         return f"llama-server-{self.name}.service"
+
+    @property
+    def start_limit_s(self) -> int:
+        """How long a start may take: more than its steps have, so that it is they who say what was waited for."""
+        return self.start_timeout_s + self.warm_up_timeout_s + 60
 
     @property
     def has_sys_nice(self) -> bool:

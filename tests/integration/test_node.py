@@ -1,7 +1,9 @@
 """What a provisioned node is, seen from outside."""
 
+import itertools
 import json
 import os
+import re
 
 import pytest
 import yaml
@@ -93,9 +95,15 @@ def test_server_runs_as_nobody_of_importance(host):
 def test_warm_up_came_before_ready(host):
     journal = host.check_output(f"journalctl --no-pager --output cat --unit {UNIT}")
     start, _, _ = journal.rpartition("Started llama-server-tiny.service")
-    # Three prompts: a short one, half a ubatch, more than one ubatch.
-    for tokens in (16, 256, 528):
+    # A short prompt, half a ubatch, more than one ubatch; the engine's lines beside those of the warm-up itself.
+    lengths = (16, 256, 528)
+    for tokens in lengths:
         assert f"/ {tokens:5d} tokens" in start, f"no warm-up with {tokens} tokens before the unit was active"
+    rate = r"\d+[.]\d tok/s"
+    for number, tokens in itertools.product((1, 2), lengths):
+        line = rf"^warm-up: round {number}: {tokens} tokens: prompt {rate}, decode {rate}, \d+[.]\d\d s$"
+        assert re.search(line, start, re.MULTILINE), line
+    assert re.search(r"^warm-up: \d+ tokens: first \d+[.]\d\d s, then \d+[.]\d\d s", start, re.MULTILINE)
 
 
 def test_release_is_current_and_documented(host):

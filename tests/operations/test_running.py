@@ -328,7 +328,9 @@ def wait(*states, generation="new", process=PROCESS, nodes=1):
     host = Host({ServiceState: in_turn(*states), ServerProcess: process})
     host.shell = lambda command: (True, SimpleNamespace(stdout_lines=[f"$ {command}", "the last words"]))
     plan = make(service(), "/srv/m.gguf", as_set(qwen35_397b()), with_numa_nodes(nodes), "ik")
-    done = operations._wait_until_ready(None, host, service(start_timeout_s=60), generation, plan)
+    done = operations._wait_until_ready(
+        None, host, service(start_timeout_s=60, warm_up_timeout_s=30), generation, plan
+    )
     return done, host.lines
 
 
@@ -384,7 +386,7 @@ def test_a_start_that_fails_ends_the_wait_with_its_last_words(clock, end):
 def test_a_start_that_takes_too_long_fails(clock):
     done, _ = wait(STARTING)
     assert not done
-    assert clock.now_s == 60
+    assert clock.now_s == 60 + 30 + 60
 
 
 def test_the_wait_says_how_much_is_loaded_but_not_the_same_twice_in_a_row(clock):

@@ -435,19 +435,3 @@ class TestVersion:
     @pytest.mark.parametrize("output", ["", "Segmentation fault", "version:"])
     def test_of_a_binary_that_does_not_say(self, output: str) -> None:
         assert Version.parse(output) == Version("unknown version", None, None)
-
-
-@pytest.mark.parametrize(
-    ("context", "parallel", "ubatch", "tokens"),
-    [
-        (8192, 1, 2048, [16, 1024, 2064]),
-        (8192, 1, 512, [16, 256, 528]),
-        (2048, 1, 2048, [16, 1024, 1984]),
-        (8192, 8, 2048, [16, 960, 960]),
-        (512, 2, 32, [16, 16, 48]),
-    ],
-)
-def test_prompts_that_warm_up_fit_into_a_slot(context: int, parallel: int, ubatch: int, tokens: list[int]) -> None:
-    offload = Offload(context, parallel, batch=2048, ubatch=ubatch, threads=2, threads_batch=2)
-    assert offload.warm_up_tokens == tokens
-    assert max(tokens) + 8 <= context // parallel

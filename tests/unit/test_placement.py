@@ -606,3 +606,30 @@ class TestAnyMachine:
             # The planner leaves a few MiB for rounding; what fits only there is not its to take.
             if all(row.free_mib >= ROUNDING_MIB for row in other.rows[:-1]):
                 assert chosen.answer_s <= other.answer_s * (1 + 1e-9)
+
+
+class TestWarmUp:
+    @pytest.mark.parametrize(
+        ("context", "parallel", "ubatch", "tokens"),
+        [
+            (8192, 1, 2048, [16, 1024, 2064]),
+            (8192, 1, 512, [16, 256, 528]),
+            (2048, 1, 2048, [16, 1024, 1984]),
+            (8192, 8, 2048, [16, 960]),
+            (512, 2, 32, [16, 48]),
+        ],
+    )
+    def test_prompts_fit_into_a_slot(self, context: int, parallel: int, ubatch: int, tokens: list[int]) -> None:
+        request = Request(context=context, parallel=parallel, ubatch=ubatch)
+        assert place(QWEN, epyc_9175f(0), request).warm_up_tokens == tokens
+        assert max(tokens) + 8 <= context // parallel
+
+    def test_with_cards_both_ways_of_the_experts_are_taken(self) -> None:
+        placement = place(QWEN, epyc_9175f(1), Request(context=16384, ubatch=4096))
+        threshold = placement.prompts.threshold
+        assert placement.warm_up_tokens == sorted([16, threshold - 1, 2048, 4112])
+
+    def test_chunks_that_are_never_carried_over_need_no_prompt(self) -> None:
+        placement = place(QWEN, epyc_9175f(1), Request(placement="cpu-moe", context=16384, ubatch=512))
+        assert placement.prompts.threshold > 512
+        assert placement.warm_up_tokens == [16, 256, 528]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import threading
@@ -22,12 +23,13 @@ pytestmark = pytest.mark.skipif(not CURL, reason="curl is not installed")
 class Server:
     """A stand-in for llama-server: `/health` has these statuses, the last one for ever, completions have `answer`.
 
-    A status of None is no answer at all. `requests` holds what it was asked: path, headers and body.
+    A status of None is no answer at all; a completion takes as long as `delays_s` says, in turn, None being for ever.
+    `requests` holds what it was asked: path, headers and body.
     """
 
-    def __init__(self, *health, port=0, answer=TOLD, keys=(KEY,)):
+    def __init__(self, *health, port=0, answer=TOLD, keys=(KEY,), delays_s=()):
         self.health, self.answer, self.keys, self.requests = list(health), answer, keys, []
-        self.hung_up = threading.Event()
+        self.hung_up, self.delays_s = threading.Event(), list(delays_s)
         owner = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -45,6 +47,8 @@ class Server:
             def do_POST(self):
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 owner.requests.append((self.path, self.headers, body))
+                if owner.delays_s:
+                    owner.hung_up.wait(owner.delays_s.pop(0))
                 if self.headers["Authorization"] in [f"Bearer {key}" for key in owner.keys]:
                     self.say(200, owner.answer)
                 else:
@@ -121,10 +125,15 @@ class Bench:
 
     def run(self, program, *arguments, **more):
         """Exit code and last words of a program; on standard output it says nothing."""
+        code, lines, words = self.hear(program, *arguments, **more)
+        assert lines == []
+        return code, words
+
+    def hear(self, program, *arguments, **more):
+        """Exit code, lines on standard output, and last words of a program."""
         process = self.start(program, *arguments, **more)
         stdout, stderr = process.communicate(timeout=30)
-        assert stdout == ""
-        return process.returncode, stderr.strip()
+        return process.returncode, stdout.splitlines(), stderr.strip()
 
     def has_asked(self):
         """Whether a program has called curl yet."""
@@ -255,46 +264,110 @@ class TestWaitReady:
 
 
 class TestWarmUp:
-    def test_a_prompt_for_each_length_exactly(self, bench):
+    TIMINGS = {"prompt_n": 16, "prompt_ms": 80.0, "predicted_n": 8, "predicted_ms": 350.0}
+
+    def warm_up(self, bench, url, *tokens, limit_s=20):
+        return bench.hear("warm-up", url, limit_s, *tokens)
+
+    def test_a_prompt_for_each_length_exactly_in_two_rounds(self, bench):
         with Server() as server:
-            assert bench.run("warm-up", server.url, 1, 16, 528) == (0, "")
-        assert [len(body["prompt"]) for body in server.prompts] == [1, 16, 528]
+            code, _, words = self.warm_up(bench, server.url, 1, 16, 528)
+        assert (code, words) == (0, "")
+        assert [len(body["prompt"]) for body in server.prompts] == [1, 16, 528] * 2
 
     def test_a_prompt_that_no_command_line_could_hold(self, bench):
         with Server() as server:
-            assert bench.run("warm-up", server.url, 60000) == (0, "")
-        assert [len(body["prompt"]) for body in server.prompts] == [60000]
+            assert self.warm_up(bench, server.url, 60000)[0] == 0
+        assert [len(body["prompt"]) for body in server.prompts] == [60000] * 2
 
     def test_prompts_are_tokens_that_every_vocabulary_has_and_do_not_repeat_at_once(self, bench):
         with Server() as server:
-            bench.run("warm-up", server.url, 256)
-        (prompt,) = [body["prompt"] for body in server.prompts]
+            self.warm_up(bench, server.url, 256)
+        prompt = server.prompts[0]["prompt"]
         assert all(type(token) is int and 0 <= token < 256 for token in prompt)
         assert len(set(prompt[:64])) == 64
 
     def test_every_prompt_is_computed_and_answered_with_eight_tokens(self, bench):
         with Server() as server:
-            bench.run("warm-up", server.url, 16)
-        (body,) = server.prompts
-        del body["prompt"]
-        assert body == {"n_predict": 8, "cache_prompt": False, "ignore_eos": True}
+            self.warm_up(bench, server.url, 16)
+        first, second = server.prompts
+        assert first == second
+        del first["prompt"]
+        assert first == {"n_predict": 8, "cache_prompt": False, "ignore_eos": True}
 
     def test_the_key_is_in_the_request_and_nowhere_else(self, bench):
         with Server() as server:
-            assert bench.run("warm-up", server.url, 16) == (0, "")
-        assert [headers["Authorization"] for _, headers, _ in server.requests] == [f"Bearer {KEY}"]
+            _, lines, _ = self.warm_up(bench, server.url, 16)
+        assert [headers["Authorization"] for _, headers, _ in server.requests] == [f"Bearer {KEY}"] * 2
         assert f"{server.url}/completion" in bench.told.read_text()
-        assert KEY not in bench.told.read_text()
+        assert KEY not in bench.told.read_text() + str(lines)
 
     @pytest.mark.parametrize("text", [f"{KEY}\nanother\n", f"# of the owner\n\n{KEY}\n", KEY])
     def test_the_first_key_of_the_file_is_taken(self, bench, text):
         bench.keys.write_text(text)
         with Server() as server:
-            assert bench.run("warm-up", server.url, 16) == (0, "")
+            assert self.warm_up(bench, server.url, 16)[0] == 0
+
+    def test_a_line_for_each_request_has_the_rates_of_the_server(self, bench):
+        # Seven tokens in 350 ms: the first of the eight comes with the prompt.
+        with Server(answer={"content": "x", "timings": self.TIMINGS}) as server:
+            _, lines, _ = self.warm_up(bench, server.url, 16)
+        assert [re.sub(r"\d+[.]\d\d s", "T s", line) for line in lines[:-1]] == [
+            f"warm-up: round {n}: 16 tokens: prompt 200.0 tok/s, decode 20.0 tok/s, T s" for n in (1, 2)
+        ]
+
+    def test_a_prompt_that_came_from_a_cache_is_seen(self, bench):
+        with Server(answer={"timings": self.TIMINGS | {"prompt_n": 1}}) as server:
+            _, lines, _ = self.warm_up(bench, server.url, 16)
+        assert lines[1].startswith("warm-up: round 2: 16 tokens (1 computed): prompt 12.5 tok/s")
+
+    def test_the_words_of_an_answer_are_no_timings(self, bench):
+        answer = {"content": '"prompt_n":7,"prompt_ms":7,"predicted_n":8', "timings": self.TIMINGS}
+        with Server(answer=answer) as server:
+            _, lines, _ = self.warm_up(bench, server.url, 16)
+        assert "16 tokens: prompt 200.0 tok/s, decode 20.0 tok/s" in lines[0]
+
+    @pytest.mark.parametrize("value", [0, 0.0, None, "fast", "", -1, [], {}])
+    def test_times_that_are_none_do_not_matter(self, bench, value):
+        timings = dict.fromkeys(self.TIMINGS, value) | {"predicted_n": 8}
+        with Server(answer={"timings": timings}) as server:
+            code, lines, words = self.warm_up(bench, server.url, 16)
+        assert (code, words, len(lines)) == (0, "", 3)
+        assert "16 tokens: prompt ? tok/s, decode ? tok/s, " in lines[0]
+
+    def test_the_last_line_says_what_the_first_round_cost(self, bench):
+        # Only the long prompt's first time is slow.
+        with Server(delays_s=[0, 0.6, 0, 0]) as server:
+            _, lines, _ = self.warm_up(bench, server.url, 16, 528)
+        found = re.fullmatch(
+            r"warm-up: 528 tokens: first (\d[.]\d\d) s, then (\d[.]\d\d) s \((\d+[.]\d) times\)", lines[-1]
+        )
+        assert found, lines[-1]
+        first_s, again_s, times = map(float, found.groups())
+        assert 0.6 <= first_s < 2
+        assert again_s < first_s
+        assert times > 1
+
+    def test_all_requests_together_have_a_time_limit(self, bench):
+        # None of them takes as long as the limit.
+        with Server(delays_s=[0.8] * 6) as server:
+            code, lines, words = self.warm_up(bench, server.url, 16, 32, 528, limit_s=2)
+        assert code == 1
+        assert len(lines) == 2
+        assert words.splitlines()[-1] == (
+            "warm-up: not answered within 2 s, it hung at 528 tokens of round 1: "
+            "look above for what the engine does; if it is only slow, raise warm_up_timeout_s"
+        )
+
+    def test_an_engine_that_never_answers_is_not_waited_for(self, bench):
+        with Server(delays_s=[None]) as server:
+            code, lines, words = self.warm_up(bench, server.url, 16, limit_s=1)
+        assert (code, lines) == (1, [])
+        assert "not answered within 1 s, it hung at 16 tokens of round 1" in words
 
     def test_a_key_that_the_server_does_not_know_fails_with_its_words(self, bench):
         with Server(keys=("another",)) as server:
-            code, words = bench.run("warm-up", server.url, 16, 32)
+            code, _, words = self.warm_up(bench, server.url, 16, 32)
         assert code == 1
         assert 'warm-up with 16 tokens failed: {"error":{"message":"Invalid API Key"}}' in words
         assert KEY not in words
@@ -306,25 +379,20 @@ class TestWarmUp:
     )
     def test_an_answer_of_fewer_tokens_is_none(self, bench, answer):
         with Server(answer=answer) as server:
-            code, words = bench.run("warm-up", server.url, 16, 32)
+            code, _, words = self.warm_up(bench, server.url, 16, 32)
         assert code == 1
         assert words == f"warm-up with 16 tokens got no 8 tokens back: {json.dumps(answer, separators=(',', ':'))}"
         assert len(server.requests) == 1
 
     def test_a_long_answer_does_not_fill_the_journal(self, bench):
         with Server(answer={"content": "x" * 100_000}) as server:
-            _, words = bench.run("warm-up", server.url, 16)
+            _, _, words = self.warm_up(bench, server.url, 16)
         assert len(words) < 400
 
     def test_a_server_that_is_gone_fails(self, bench):
         with Server() as server:
             url = server.url
-        code, words = bench.run("warm-up", url, 16)
+        code, _, words = self.warm_up(bench, url, 16)
         assert code == 1
         assert words.startswith("curl: (7) ")
         assert words.endswith("warm-up with 16 tokens failed:")
-
-    def test_every_question_has_a_time_limit(self, bench):
-        with Server() as server:
-            bench.run("warm-up", server.url, 16)
-        assert "--max-time\n1800\n" in bench.told.read_text()

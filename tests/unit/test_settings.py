@@ -315,7 +315,7 @@ class TestDefaults:
         assert parsed().memory_max == "92%"
 
     def test_a_start_may_take_as_long_as_200_gb_take(self) -> None:
-        assert parsed().start_timeout_s == 2700
+        assert (parsed().start_timeout_s, parsed().warm_up_timeout_s) == (2700, 1800)
 
     def test_one_sampling_value_leaves_the_others(self) -> None:
         sampling = parsed(sampling={"top_k": 1}).sampling

@@ -57,7 +57,15 @@ UNITS = {
     "cpu": unit("llama.cpp", epyc_9175f(0), context=8192, ubatch=512),
     "gpus": unit("ik", epyc_9175f(2), server_args=["--chat-template-file", "/srv/a b.jinja"]),
     "nodes": unit("ik", with_numa_nodes(4), huge_pages="static", numa="distribute", sys_nice=True),
-    "open": unit("llama.cpp", epyc_9175f(0), host="0.0.0.0", port=9000, memory_max="700G", start_timeout_s=600),
+    "open": unit(
+        "llama.cpp",
+        epyc_9175f(0),
+        host="0.0.0.0",
+        port=9000,
+        memory_max="700G",
+        start_timeout_s=600,
+        warm_up_timeout_s=90,
+    ),
 }
 
 FILES = {f"{name}.service": text for name, text in UNITS.items()} | CONTAINERS
@@ -149,7 +157,7 @@ class TestEveryUnit:
         assert wait.split()[1] == warm.split()[1]
         has_cards = any("/cards-in-use" in each for each in rest)
         assert values(text, "Requires") == (["moehost-gpu.service"] if has_cards else [])
-        assert int(wait.split()[2]) < int(values(text, "TimeoutStartSec")[0])
+        assert int(wait.split()[2]) + int(warm.split()[2]) < int(values(text, "TimeoutStartSec")[0])
 
     @pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="systemd-analyze is not installed")
     def test_systemd_understands_every_line(self, text: str, tmp_path: Path) -> None:
@@ -185,7 +193,8 @@ class TestVariants:
 
     def test_settings_arrive_in_their_directives(self) -> None:
         assert values(UNITS["open"], "MemoryMax") == ["700G"]
-        assert values(UNITS["open"], "TimeoutStartSec") == ["660"]
+        assert values(UNITS["open"], "TimeoutStartSec") == ["750"]
+        assert values(UNITS["open"], "ExecStartPost")[1].split()[2] == "90"
 
     def test_an_argument_with_a_blank_is_one_word(self) -> None:
         assert shlex.split(values(UNITS["gpus"], "ExecStart")[0])[-1] == "/srv/a b.jinja"
