@@ -82,6 +82,12 @@ class Placement:
         """What of that is weights."""
         return self.rows[-1].dense_mib + self.rows[-1].experts_mib
 
+    @property
+    def offload_tokens(self) -> int | None:
+        """Tokens of a prompt from which the experts in RAM are carried to a card; None where they never are."""
+        reaches = self.prompts.threshold <= self.prompts.ubatch
+        return self.prompts.threshold if self.load.gpus and self.load.cpu_experts_total_bytes and reaches else None
+
     def to_json(self, engine: str, argv: Sequence[str]) -> dict[str, Any]:
         """The plan contract; `argv` is what the engine of this dialect is started with."""
         return {
@@ -95,6 +101,7 @@ class Placement:
                 "decode_low": round(self.decode.low, 1),
                 "decode_high": round(self.decode.high, 1),
                 "prompt_tok_s": {str(tokens): round(rate, 1) for tokens, rate in self.prompt_tok_s.items()},
+                "offload_tokens": self.offload_tokens,
             },
             "warnings": list(self.warnings),
         }

@@ -99,8 +99,9 @@ def test_data_by_its_keys() -> None:
         }
     )  # fmt: skip
     assert found == {
-        "hostname": "<host>", "user": "<user>", "hf_token": "<secret>", 
-        "board": {"serial": "<id>", "serial_number": "<id>"}, "tokens": "512", "answer_tokens": 512, "cards": [{"name": "RTX", "uuid": "<id>"}], "host": None,
+        "hostname": "<host>", "user": "<user>", "hf_token": "<secret>",
+        "board": {"serial": "<id>", "serial_number": "<id>"},
+        "tokens": "512", "answer_tokens": 512, "cards": [{"name": "RTX", "uuid": "<id>"}], "host": None,
     }  # fmt: skip
 
 
