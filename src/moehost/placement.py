@@ -83,18 +83,10 @@ class Placement:
         return self.rows[-1].dense_mib + self.rows[-1].experts_mib
 
     @property
-    def warm_up_tokens(self) -> list[int]:
-        """Lengths of the prompts that warm the server up, ascending, all of which leave a slot room for an answer.
-
-        A short one, half a ubatch, and more than one ubatch; where chunks may go to a card, also the longest that
-        stays on the CPU, since the two ways share few buffers and kernels.
-        """
-        ubatch, threshold = self.prompts.ubatch, self.prompts.threshold
-        lengths = [16, ubatch // 2, ubatch + 16]
-        if self.load.gpus and lengths[0] < threshold <= ubatch:
-            lengths.append(threshold - 1)
-        longest = self.offload.context // self.offload.parallel - 64
-        return sorted({min(tokens, longest) for tokens in lengths})
+    def offload_tokens(self) -> int | None:
+        """Tokens of a prompt from which the experts in RAM are carried to a card; None where they never are."""
+        reaches = self.prompts.threshold <= self.prompts.ubatch
+        return self.prompts.threshold if self.load.gpus and self.load.cpu_experts_total_bytes and reaches else None
 
     def to_json(self, engine: str, argv: Sequence[str]) -> dict[str, Any]:
         """The plan contract; `argv` is what the engine of this dialect is started with."""
@@ -109,6 +101,7 @@ class Placement:
                 "decode_low": round(self.decode.low, 1),
                 "decode_high": round(self.decode.high, 1),
                 "prompt_tok_s": {str(tokens): round(rate, 1) for tokens, rate in self.prompt_tok_s.items()},
+                "offload_tokens": self.offload_tokens,
             },
             "warnings": list(self.warnings),
         }
