@@ -348,6 +348,11 @@ class TestWarmUp:
         assert again_s < first_s
         assert times > 1
 
+    def test_numbers_have_a_point_in_every_locale(self, bench):
+        with Server() as server:
+            self.warm_up(bench, server.url, 16)
+        assert "\nLC_ALL=C\n" in bench.told.read_text()
+
     def test_all_requests_together_have_a_time_limit(self, bench):
         # None of them takes as long as the limit.
         with Server(delays_s=[0.8] * 6) as server:
@@ -355,7 +360,7 @@ class TestWarmUp:
         assert code == 1
         assert len(lines) == 2
         assert words.splitlines()[-1] == (
-            "warm-up: not answered within 2 s, it hung at 528 tokens of round 1: "
+            "warm-up: not all answered within 2 s, it was at 528 tokens of round 1: "
             "look above for what the engine does; if it is only slow, raise warm_up_timeout_s"
         )
 
@@ -363,7 +368,7 @@ class TestWarmUp:
         with Server(delays_s=[None]) as server:
             code, lines, words = self.warm_up(bench, server.url, 16, limit_s=1)
         assert (code, lines) == (1, [])
-        assert "not answered within 1 s, it hung at 16 tokens of round 1" in words
+        assert "not all answered within 1 s, it was at 16 tokens of round 1" in words
 
     def test_a_key_that_the_server_does_not_know_fails_with_its_words(self, bench):
         with Server(keys=("another",)) as server:

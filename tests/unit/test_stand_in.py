@@ -17,6 +17,7 @@ import pytest
 
 from moehost.engine import API_KEYS, Offload, Version, command_line, probe_arguments, refusal, unknown_flags
 from moehost.settings import read
+from roles.operations import render
 from tests.fixtures.tiny_gguf import gguf_bytes
 from tests.stand_in import repository
 
@@ -241,3 +242,21 @@ class TestServer:
         assert served.process.wait(timeout=5) == 1
         with pytest.raises(ConnectionError):
             question.getresponse()
+
+
+@pytest.mark.slow
+def test_the_warm_up_of_a_start_has_its_rates(served: Served, tmp_path: Path) -> None:
+    (tmp_path / "api-keys").write_text(f"{KEY}\n")
+    program = tmp_path / "warm-up"
+    program.write_text(render("llama_server/warm-up.j2"))
+    done = subprocess.run(
+        ["sh", program, f"http://127.0.0.1:{served.port}", "60", "16", "528"],
+        env={"PATH": os.environ["PATH"], "CREDENTIALS_DIRECTORY": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    # Half a millisecond for a token of the prompt, ten for one of the answer, and what a busy computer adds.
+    rates = re.findall(r"round (\d): (\d+) tokens: prompt (\d+[.]\d) tok/s, decode (\d+[.]\d) tok/s", done.stdout)
+    assert [each[:2] for each in rates] == [("1", "16"), ("1", "528"), ("2", "16"), ("2", "528")]
+    assert all(0 < float(prompt) <= 2000 and 0 < float(decode) <= 100 for *_, prompt, decode in rates)
