@@ -9,6 +9,7 @@ import click
 
 from moehost import (
     cli_autoinstall,
+    cli_bench,
     cli_doctor,
     cli_engine,
     cli_facts,
@@ -42,6 +43,7 @@ main.add_command(cli_engine.engine)
 main.add_command(cli_doctor.doctor)
 main.add_command(cli_facts.facts)
 main.add_command(cli_measure.measure)
+main.add_command(cli_bench.bench)
 main.add_command(cli_node.node)
 main.add_command(cli_autoinstall.autoinstall)
 main.add_command(cli_vm.vm)

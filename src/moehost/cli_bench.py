@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -16,11 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import click
-import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from moehost import fingerprint, report, results, runs, settings, stats
+from moehost import fingerprint, results, runs, settings
 from moehost.bench import Bench, BenchError, Job
 from moehost.client import Client, ClientError
 from moehost.runs import Run, RunsError, Session
@@ -72,7 +71,7 @@ def _numbers(context: click.Context, parameter: click.Parameter, value: str | No
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Folder; below results/ if not given.")
 @click.option("--resume", type=click.Path(exists=True, file_okay=False, path_type=Path), help="Go on with a folder.")
 @click.option("--against", help="`last`, or a folder: end with 1 where this one is slower than that.")
-@click.option("--tolerance", type=click.FloatRange(0, 0.5), default=stats.TOLERANCE, show_default=True)
+@click.option("--tolerance", type=click.FloatRange(0, 0.5), help="With --against: what counts as nothing, e.g. 0.03.")
 @click.option("--need-decode", "decode_tok_s", type=click.FloatRange(0), help="Tokens per second for daily use.")
 @click.option("--need-first-token-1k", "first_token_1k_s", type=click.FloatRange(0), help="Seconds, 1k prompt.")
 @click.option("--need-first-token-16k", "first_token_16k_s", type=click.FloatRange(0), help="Seconds, 16k prompt.")
@@ -87,7 +86,7 @@ def bench(
     out: Path | None,
     resume: Path | None,
     against: str | None,
-    tolerance: float,
+    tolerance: float | None,
     decode_tok_s: float | None,
     first_token_1k_s: float | None,
     first_token_16k_s: float | None,
@@ -108,6 +107,8 @@ def bench(
         moehost bench http://127.0.0.1:8080 --api-key-file key --lengths 512,4096 --runs 8
         moehost bench --resume results/epyc.home.arpa/qwen/2026-11-29T18-00-00Z @epyc.home.arpa
     """
+    from moehost import report  # scipy and matplotlib take a second, which the other commands don't need
+
     found = _target(target, service, inventory)
     before = _before(resume)
     job = Job(found.url, runs=count, timeout_s=timeout_s, **asked)
@@ -117,15 +118,18 @@ def bench(
     baseline = _baseline(against, found.series, folder)
     if (folder / runs.FILE).exists() and not resume:
         stop(f"--out: {folder} has a benchmark; name another folder, or go on with it by --resume {folder}")
-    needs = _needs(found.service, decode_tok_s, first_token_1k_s, first_token_16k_s)
+    needs = _needs(
+        found.service.daily_use if found.service else None, decode_tok_s, first_token_1k_s, first_token_16k_s
+    )
     session, why = _measured(found, job, before, folder, api_key_file, target, inventory)
     if not session.measured:
         stop(f"{target}: {why or 'nothing was measured'}", code=FAILED)
-    summary = report.write(session, folder, needs)
+    summary = report.write(session, folder, needs, [host_of(target)])
     if as_json:
-        click.echo(json.dumps(summary, indent=2))
+        click.echo(json.dumps(summary.to_json(), indent=2))
     else:
-        click.echo(report.markdown(session, needs))
+        for line in [*report.lengths_table(summary), "", *report.findings(summary)]:
+            click.echo(line)
     say(f"the report is {folder / 'report.html'}")
     if why:
         missing = f"{len(session.measured)} of {session.order['runs']} runs; go on with --resume {folder}"
@@ -205,19 +209,21 @@ def _baseline(against: str | None, series: Path, folder: Path) -> Session | None
         stop(f"--against: {error}")
 
 
-def _needs(service: Service | None, *given: float | None) -> stats.Needs:
-    own = service.daily_use if service else settings.DailyUse.model_validate({})
+def _needs(own: settings.DailyUse | None, *given: float | None) -> Any:
+    """What daily use needs: as it was said, else as the service's settings have it, else what most people need."""
+    from moehost.daily_use import Needs
+
     names = ("decode_tok_s", "first_token_1k_s", "first_token_16k_s")
-    return stats.Needs(
-        *(getattr(own, key) if value is None else value for key, value in zip(names, given, strict=True))
-    )
+    settled = own.model_dump() if own else {}
+    said = {key: value for key, value in zip(names, given, strict=True) if value is not None}
+    return Needs(**{**settled, **said})
 
 
 def _measured(
     found: Target, job: Job, before: Session | None, folder: Path, key_file: Path | None, target: str, inventory: str
 ) -> tuple[Session, str]:
     """The benchmark, kept run by run while it is made; and why it is not whole, if it is not."""
-    threshold = ((found.plan or {}).get("prediction") or {}).get("threshold_tokens")
+    threshold = ((found.plan or {}).get("prediction") or {}).get("offload_tokens")
     job = Job(**{**asdict(job), "threshold": threshold})
     source = _here(job, key_file) if found.service is None else _there(job, found.service, target, inventory)
     done: list[Run] = list(before.runs) if before else []
@@ -318,7 +324,7 @@ def _there(job: Job, service: Service, target: str, inventory: str) -> Iterator[
         finally:
             if process.poll() is None:
                 with suppress(ProcessLookupError):
-                    process.send_signal(signal.SIGKILL)
+                    os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
                 pyinfra(inventory, *limit, "exec", "--", "systemctl", "stop", UNIT)
 
@@ -344,7 +350,7 @@ def _show(progress: Progress, task: Any, run: Run, done: list[Run], session: Ses
 
 
 def _left_s(done: list[Run], session: Session) -> float:
-    """How long the rest takes, by what was seen: a run's time is read off between the lengths that are known."""
+    """How long the rest takes: the time of a run grows with its prompt, from the shortest seen to the longest."""
     seen = sorted((run.prompt_tokens, run.total_s) for run in done if run.kind in ("warm_up", "measured"))
     if not seen:
         return 0.0
@@ -353,21 +359,24 @@ def _left_s(done: list[Run], session: Session) -> float:
         if run.kind == "measured":
             there[run.prompt_tokens] = there.get(run.prompt_tokens, 0) + 1
     each = session.order["runs"] / len(session.order["lengths"])
-    known, seconds = zip(*seen, strict=True)
-    return float(
-        sum(
-            max(0.0, each - there.get(length, 0)) * np.interp(length, known, seconds)
-            for length in session.order["lengths"]
-        )
+    (least, least_s), (most, most_s) = seen[0], seen[-1]
+    per_token_s = (most_s - least_s) / (most - least) if most > least else 0.0
+    return sum(
+        max(0.0, each - there.get(length, 0)) * (least_s + (length - least) * per_token_s)
+        for length in session.order["lengths"]
     )
 
 
-def _judge(before: Session, after: Session, tolerance: float) -> None:
+def _judge(before: Session, after: Session, tolerance: float | None) -> None:
     """Say whether it is slower than before, and end with 1 where it is."""
+    from moehost import comparison
+
     try:
-        verdict = stats.compare(before, after, tolerance)
-    except ValueError as error:
+        found = comparison.compare(before, after, comparison.TOLERANCE if tolerance is None else tolerance)
+    except comparison.ComparisonError as error:
         stop(f"--against: {error}")
-    say(f"against the last one: {verdict.text}")
-    if verdict.is_slower:
-        sys.exit(FAILED)
+    for name, ratio in (("prompt", found.prompt), ("answer", found.decode)):
+        low, high = ratio.interval
+        say(f"{name} {ratio.ratio:.3f} times as fast as before, {low:.3f} to {high:.3f} at 95 %: {ratio.verdict}")
+    if found.verdict == "slower":
+        stop(f"slower than before, by more than {found.tolerance:.0%}", code=FAILED)
