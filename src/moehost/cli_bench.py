@@ -3,14 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import signal
-import subprocess
-import tempfile
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,18 +14,14 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from moehost import fingerprint, results, runs, settings
-from moehost.bench import Bench, BenchError, Job
-from moehost.client import Client, ClientError
+from moehost.bench import Job
+from moehost.benching import here, there
 from moehost.runs import Run, RunsError, Session
 from moehost.settings import Service, SettingsError
-from moehost.terminal import FAILED, ask_host, host_of, hosts, pyinfra, pyinfra_program, reason, say, stop
+from moehost.terminal import FAILED, ask_host, host_of, hosts, say, stop
 
-DEPLOY = "roles/bench/bench.py"
 FACT = "roles.bench.facts.Served"
-UNIT = "moehost-bench.service"
-PROSE = Path(__file__).parents[2] / "templates/bench/prose.txt"
 INTERRUPTED = 130
-POLL_S = 0.2
 
 
 @dataclass(frozen=True)
@@ -225,7 +215,7 @@ def _measured(
     """The benchmark, kept run by run while it is made; and why it is not whole, if it is not."""
     threshold = ((found.plan or {}).get("prediction") or {}).get("offload_tokens")
     job = Job(**{**asdict(job), "threshold": threshold})
-    source = _here(job, key_file) if found.service is None else _there(job, found.service, target, inventory)
+    source = here(job, _key(key_file)) if found.service is None else there(job, found.service.name, target, inventory)
     done: list[Run] = list(before.runs) if before else []
     session, why = before or Session({"runs": job.runs}), ""
     try:
@@ -262,71 +252,13 @@ def _opened(data: dict[str, Any], found: Target, before: Session | None, folder:
     return before
 
 
-@contextmanager
-def _here(job: Job, key_file: Path | None) -> Iterator[Iterator[str]]:
-    """The lines of a benchmark that this program makes itself."""
-
-    def lines() -> Iterator[str]:
-        try:
-            key = _key(key_file) if key_file else ""
-            made = Bench(job, Client(job.url, key), PROSE.read_text(encoding="utf-8"))
-            yield json.dumps(asdict(made.opened))
-            yield from map(runs.line, made.run())
-        except (BenchError, ClientError) as error:
-            yield json.dumps({"refusal": str(error)})
-
-    yield lines()
-
-
-def _key(file: Path) -> str:
+def _key(file: Path | None) -> str:
+    if file is None:
+        return ""
     found = [line.strip() for line in file.read_text().splitlines() if line.strip() and not line.startswith("#")]
     if not found:
         stop(f"--api-key-file: {file} has no key in it")
     return found[0]
-
-
-@contextmanager
-def _there(job: Job, service: Service, target: str, inventory: str) -> Iterator[Iterator[str]]:
-    """The lines of a benchmark that a node makes, as they come; on the way out nothing of it goes on."""
-    with tempfile.TemporaryDirectory(prefix="moehost-bench-") as name:
-        folder, log = Path(name), Path(name, "log")
-        (folder / "job.json").write_text(json.dumps(asdict(job)))
-        limit = ("--limit", host_of(target))
-        data = ("--data", f"folder={folder}", "--data", f"service={service.name}")
-        answers = folder / "answers.jsonl"
-        answers.touch()
-        with log.open("w") as talk:
-            # A session of its own: Ctrl-C is for us.
-            process = subprocess.Popen(
-                [pyinfra_program(), inventory, *limit, DEPLOY, *data, "-y"],
-                stdin=subprocess.DEVNULL,
-                stdout=talk,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-
-        def lines() -> Iterator[str]:
-            seen = False
-            with answers.open() as file:
-                while True:
-                    over = process.poll() is not None
-                    while line := file.readline():
-                        seen = True
-                        yield line
-                    if over:
-                        break
-                    time.sleep(POLL_S)
-            if not seen or process.returncode:
-                yield json.dumps({"refusal": reason(log.read_text())})
-
-        try:
-            yield lines()
-        finally:
-            if process.poll() is None:
-                with suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
-                pyinfra(inventory, *limit, "exec", "--", "systemctl", "stop", UNIT)
 
 
 def _progress() -> Progress:
@@ -354,17 +286,12 @@ def _left_s(done: list[Run], session: Session) -> float:
     seen = sorted((run.prompt_tokens, run.total_s) for run in done if run.kind in ("warm_up", "measured"))
     if not seen:
         return 0.0
-    there: dict[int, int] = {}
-    for run in done:
-        if run.kind == "measured":
-            there[run.prompt_tokens] = there.get(run.prompt_tokens, 0) + 1
-    each = session.order["runs"] / len(session.order["lengths"])
+    made = Counter(run.prompt_tokens for run in done if run.kind == "measured")
+    each = int(session.order["runs"]) / len(session.order["lengths"])
     (least, least_s), (most, most_s) = seen[0], seen[-1]
     per_token_s = (most_s - least_s) / (most - least) if most > least else 0.0
-    return sum(
-        max(0.0, each - there.get(length, 0)) * (least_s + (length - least) * per_token_s)
-        for length in session.order["lengths"]
-    )
+    lengths: list[int] = session.order["lengths"]
+    return sum(max(0.0, each - made[length]) * (least_s + (length - least) * per_token_s) for length in lengths)
 
 
 def _judge(before: Session, after: Session, tolerance: float | None) -> None:

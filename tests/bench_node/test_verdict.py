@@ -1,0 +1,38 @@
+"""Whether a service that became slower is found, and one that did not is left alone: ten times each."""
+
+import pytest
+
+from moehost import comparison, results
+
+TIMES = 10
+# Four blocks of two lengths: half a minute's worth of a real machine's benchmark.
+SHORT = ("--lengths", "128,512", "--runs", 8, "--answer-tokens", 128)
+
+
+def test_half_the_processor_is_slower_and_the_same_is_not(benched):
+    """Taken in turns, so that what the machine does meanwhile falls on both alike."""
+    before = benched.folder / "same-0"
+    assert benched.bench(*SHORT, "--out", before).returncode == 0
+    said = []
+    for n in range(1, TIMES + 1):
+        same, slowed = benched.folder / f"same-{n}", benched.folder / f"slowed-{n}"
+        unchanged = benched.bench(*SHORT, "--out", same, "--against", before)
+        benched.halve()
+        try:
+            slower = benched.bench(*SHORT, "--out", slowed, "--against", same)
+        finally:
+            benched.restore()
+        said.append((unchanged.returncode, slower.returncode))
+        found = [comparison.compare(*map(results.load, pair)) for pair in ((before, same), (same, slowed))]
+        print(
+            "\n" + "; ".join(f"prompt {each.prompt.ratio:.3f}, answer {each.decode.ratio:.3f}" for each in found),
+            end="",
+        )
+        before = same
+    assert said == [(0, 1)] * TIMES
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _restored(benched):
+    yield
+    benched.restore()
