@@ -88,6 +88,20 @@ class Placement:
         reaches = self.prompts.threshold <= self.prompts.ubatch
         return self.prompts.threshold if self.load.gpus and self.load.cpu_experts_total_bytes and reaches else None
 
+    @property
+    def warm_up_tokens(self) -> list[int]:
+        """Lengths of the prompts that warm the server up, ascending, all of which leave a slot room for an answer.
+
+        A short one, half a ubatch, and more than one ubatch; where chunks may go to a card, also the longest that
+        stays on the CPU, since the two ways share few buffers and kernels.
+        """
+        ubatch, threshold = self.prompts.ubatch, self.prompts.threshold
+        lengths = [16, ubatch // 2, ubatch + 16]
+        if self.offload_tokens and lengths[0] < threshold:
+            lengths.append(threshold - 1)
+        longest = self.offload.context // self.offload.parallel - 64
+        return sorted({min(tokens, longest) for tokens in lengths})
+
     def to_json(self, engine: str, argv: Sequence[str]) -> dict[str, Any]:
         """The plan contract; `argv` is what the engine of this dialect is started with."""
         return {
