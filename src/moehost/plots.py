@@ -38,6 +38,8 @@ STYLE: Any = {
     "grid.linewidth": 0.7,
     "legend.frameon": False,
     "legend.fontsize": 8.5,
+    "legend.columnspacing": 1.2,
+    "legend.handletextpad": 0.4,
     "legend.labelcolor": INK,
     "xtick.color": LINE,
     "ytick.color": LINE,
@@ -117,13 +119,9 @@ def _prompt(summary: Summary) -> Figure:
             label=None if index else "fitted time",
         )
     if summary.prediction:
+        # Points without a line: between them there may be the threshold, where the prediction jumps.
         axes.plot(
-            *zip(*summary.prediction.items(), strict=True),
-            "D--",
-            color=ORANGE,
-            linewidth=1.2,
-            markersize=4,
-            label="predicted",
+            *zip(*summary.prediction.items(), strict=True), "D", color=ORANGE, markersize=5.5, label="predicted"
         )
     axes.set_xscale("log", base=2)
     _token_ticks(axes, lengths)
@@ -134,7 +132,7 @@ def _prompt(summary: Summary) -> Figure:
         says = f" experts go to the card\n from {summary.threshold:,} tokens on"
         axes.text(summary.threshold, 0.02, says, transform=axes.get_xaxis_transform(), color=MUTED, fontsize=8)
     axes.set_xlabel("tokens of the prompt")
-    axes.legend(loc="best")
+    figure.legend(loc="outside upper left", ncols=5)
     return figure
 
 
@@ -157,7 +155,7 @@ def _decode(summary: Summary) -> Figure:
     axes.set_xlim(left=0)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda tokens, _: _tokens(tokens)))
     axes.set_xlabel("tokens of the context")
-    axes.legend(loc="lower left", ncols=3)
+    figure.legend(loc="outside upper left", ncols=4)
     return figure
 
 
