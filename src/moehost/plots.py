@@ -37,8 +37,8 @@ STYLE: Any = {
     "grid.color": LINE,
     "grid.linewidth": 0.7,
     "legend.frameon": False,
-    "legend.fontsize": 8.5,
-    "legend.columnspacing": 1.2,
+    "legend.fontsize": 8,
+    "legend.columnspacing": 1.0,
     "legend.handletextpad": 0.4,
     "legend.labelcolor": INK,
     "xtick.color": LINE,
@@ -46,8 +46,8 @@ STYLE: Any = {
     "xtick.labelcolor": MUTED,
     "ytick.labelcolor": MUTED,
 }
-SIZE_INCH = (6.0, 3.6)
-PNG_DPI = 180
+SIZE_INCH = (5.2, 3.3)
+PNG_DPI = 200
 # Decode rates are shown at least this far to either side of their mean: a percent of noise is no cliff.
 LEAST_RANGE = 0.15
 # From here on lengths are told in thousands.
@@ -139,7 +139,7 @@ def _prompt(summary: Summary) -> Figure:
 def _decode(summary: Summary) -> Figure:
     """Decode rate over the context, with the fitted slope and its band."""
     figure = Figure(figsize=SIZE_INCH)
-    axes = _axes(figure, "answer, tok/s")
+    axes = _axes(figure, "decode, tok/s")
     runs = summary.session.measured
     _dots(axes, summary, "decode_tok_s", BLUE, [run.prompt_n for run in runs])
     rates = [run.decode_tok_s for run in runs]
@@ -167,7 +167,7 @@ def _time(summary: Summary) -> Figure:
     top, below = figure.subplots(2, sharex=True)
     pairs: Sequence[tuple[Axes, Rate, str, str]] = (
         (top, "prompt_tok_s", "prompt", BLUE),
-        (below, "decode_tok_s", "answer", ORANGE),
+        (below, "decode_tok_s", "decode", ORANGE),
     )
     medians = {each.prompt_tokens: each for each in summary.lengths}
     measured = summary.session.measured
