@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from moehost import report
+from moehost import plots, report
 from moehost.daily_use import Needs
 from moehost.placement import place
 from moehost.request import Request
@@ -215,9 +215,11 @@ def test_a_benchmark_that_measured_nothing(tmp_path: Path) -> None:
     assert "0 runs were measured, 0 discarded and 2 failed" in (tmp_path / "report.html").read_text()
 
 
-def test_one_run_has_no_intervals(tmp_path: Path) -> None:
-    report.write(replace(simulated(), runs=simulated().runs[:1]), tmp_path)
-    assert json.loads((tmp_path / "summary.json").read_text())["lengths"][0]["prompt_tok_s"]["interval"] is None
+def test_one_run_has_no_intervals() -> None:
+    summary = summarise(replace(simulated(), runs=simulated().runs[:1]))
+    assert summary.to_json()["lengths"][0]["prompt_tok_s"]["interval"] is None
+    drawn = {name: plots.svg(figure) for name, figure in plots.draw(summary).items()}
+    assert "[" not in report.page(summary, drawn).partition('id="lengths"')[2].partition("</tbody>")[0]
 
 
 def test_the_threshold_is_the_planners() -> None:
