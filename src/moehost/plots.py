@@ -187,8 +187,8 @@ def _time(summary: Summary) -> Figure:
         for block in sorted({run.block for run in runs})[1::2]:
             within = [(run.started_s - start_s) / 60 for run in runs if run.block == block]
             axes.axvspan(min(within), max(within), color=MUTED, alpha=0.1, linewidth=0)
-    top.set_title("against the median of the same length", fontsize=9, color=MUTED, loc="left")
-    below.set_xlabel("minutes since the first run; every other block is shaded, x did not count")
+    top.set_title("against the median of the same length; blocks shaded in turn", fontsize=9, color=MUTED, loc="left")
+    below.set_xlabel("minutes since the first run; x did not count")
     return figure
 
 
