@@ -67,7 +67,7 @@ def daily_use(session: Session, needs: Needs) -> DailyUse:
         if wanted is not None:
             found = first_token_s(lengths, tokens)
             is_met = None if found is None else found <= wanted
-            checks.append(Check(f"first token of a prompt of {tokens} tokens", "s", wanted, found, is_met))
+            checks.append(Check(f"first token of {tokens:,} tokens", "s", wanted, found, is_met))
     return DailyUse(tuple(checks))
 
 

@@ -37,15 +37,17 @@ STYLE: Any = {
     "grid.color": LINE,
     "grid.linewidth": 0.7,
     "legend.frameon": False,
-    "legend.fontsize": 8.5,
+    "legend.fontsize": 8,
+    "legend.columnspacing": 1.0,
+    "legend.handletextpad": 0.4,
     "legend.labelcolor": INK,
     "xtick.color": LINE,
     "ytick.color": LINE,
     "xtick.labelcolor": MUTED,
     "ytick.labelcolor": MUTED,
 }
-SIZE_INCH = (6.0, 3.6)
-PNG_DPI = 180
+SIZE_INCH = (5.2, 3.3)
+PNG_DPI = 200
 # Decode rates are shown at least this far to either side of their mean: a percent of noise is no cliff.
 LEAST_RANGE = 0.15
 # From here on lengths are told in thousands.
@@ -117,13 +119,9 @@ def _prompt(summary: Summary) -> Figure:
             label=None if index else "fitted time",
         )
     if summary.prediction:
+        # Points without a line: between them there may be the threshold, where the prediction jumps.
         axes.plot(
-            *zip(*summary.prediction.items(), strict=True),
-            "D--",
-            color=ORANGE,
-            linewidth=1.2,
-            markersize=4,
-            label="predicted",
+            *zip(*summary.prediction.items(), strict=True), "D", color=ORANGE, markersize=5.5, label="predicted"
         )
     axes.set_xscale("log", base=2)
     _token_ticks(axes, lengths)
@@ -134,14 +132,14 @@ def _prompt(summary: Summary) -> Figure:
         says = f" experts go to the card\n from {summary.threshold:,} tokens on"
         axes.text(summary.threshold, 0.02, says, transform=axes.get_xaxis_transform(), color=MUTED, fontsize=8)
     axes.set_xlabel("tokens of the prompt")
-    axes.legend(loc="best")
+    figure.legend(loc="outside upper left", ncols=5)
     return figure
 
 
 def _decode(summary: Summary) -> Figure:
     """Decode rate over the context, with the fitted slope and its band."""
     figure = Figure(figsize=SIZE_INCH)
-    axes = _axes(figure, "answer, tok/s")
+    axes = _axes(figure, "decode, tok/s")
     runs = summary.session.measured
     _dots(axes, summary, "decode_tok_s", BLUE, [run.prompt_n for run in runs])
     rates = [run.decode_tok_s for run in runs]
@@ -157,7 +155,7 @@ def _decode(summary: Summary) -> Figure:
     axes.set_xlim(left=0)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda tokens, _: _tokens(tokens)))
     axes.set_xlabel("tokens of the context")
-    axes.legend(loc="lower left", ncols=3)
+    figure.legend(loc="outside upper left", ncols=4)
     return figure
 
 
@@ -169,7 +167,7 @@ def _time(summary: Summary) -> Figure:
     top, below = figure.subplots(2, sharex=True)
     pairs: Sequence[tuple[Axes, Rate, str, str]] = (
         (top, "prompt_tok_s", "prompt", BLUE),
-        (below, "decode_tok_s", "answer", ORANGE),
+        (below, "decode_tok_s", "decode", ORANGE),
     )
     medians = {each.prompt_tokens: each for each in summary.lengths}
     measured = summary.session.measured
@@ -189,8 +187,8 @@ def _time(summary: Summary) -> Figure:
         for block in sorted({run.block for run in runs})[1::2]:
             within = [(run.started_s - start_s) / 60 for run in runs if run.block == block]
             axes.axvspan(min(within), max(within), color=MUTED, alpha=0.1, linewidth=0)
-    top.set_title("against the median of the same length", fontsize=9, color=MUTED, loc="left")
-    below.set_xlabel("minutes since the first run; every other block is shaded, x did not count")
+    top.set_title("against the median of the same length; blocks shaded in turn", fontsize=9, color=MUTED, loc="left")
+    below.set_xlabel("minutes since the first run; x did not count")
     return figure
 
 

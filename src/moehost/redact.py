@@ -62,13 +62,10 @@ def redact(data: Any, names: Iterable[str] = ()) -> Any:
     A list of the key `argv` is read as a command line. `names` are further words that must not appear: of hosts, of
     users, keys.
     """
+    # As given and as a sentence begins, but not in capitals: a host called epyc must not take the processor's name.
     # Longest first: a host's full name goes before its first part.
-    words = sorted({name for name in names if name}, key=len, reverse=True)
-    named = (
-        re.compile("|".join(rf"(?<![\w<]){re.escape(word)}(?![\w>])" for word in words), re.IGNORECASE)
-        if words
-        else None
-    )
+    words = sorted({form for name in names if name for form in (name, name.capitalize())}, key=len, reverse=True)
+    named = re.compile("|".join(rf"(?<![\w<]){re.escape(word)}(?![\w>])" for word in words)) if words else None
     return _redacted(data, named)
 
 

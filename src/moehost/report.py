@@ -22,10 +22,10 @@ TEMPLATES = Path(__file__).parents[2] / "templates"
 SUMMARY, PAGE, MARKDOWN, PLOTS = "summary.json", "report.html", "report.md", "plots"
 CAPTIONS = {
     "prompt": "Prompt speed over the length of the prompt",
-    "decode": "Answer speed over the context",
+    "decode": "Decode speed over the context",
     "time": "Runs over time",
 }
-RATE_NAMES = {"prompt_tok_s": "prompt", "decode_tok_s": "answer"}
+RATE_NAMES = {"prompt_tok_s": "prompt", "decode_tok_s": "decode"}
 KIND_NAMES = {"measured": "", "warm_up": "warm-up", "discarded": "discarded", "failed": "failed"}
 
 
@@ -156,7 +156,7 @@ def _of_slope(slope: Slope) -> str:
     low, high = slope.change_interval
     says = "falls" if high < 0 else "grows" if low > 0 else "is stable"
     return (
-        f"The answer speed {says} from {slope.shortest:,} to {slope.longest:,} tokens of context: "
+        f"The decode speed {says} from {slope.shortest:,} to {slope.longest:,} tokens of context: "
         f"{slope.change:+.1%} ({low:+.1%} to {high:+.1%}), or {slope.per_1k:+.3f} tok/s for each 1,000 tokens."
     )
 

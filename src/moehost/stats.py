@@ -212,14 +212,15 @@ def _prompt_time(runs: Sequence[Run]) -> PromptTime | None:
     times = np.array([run.prompt_s for run in runs])
     if len(runs) < 3 or len(np.unique(tokens)) < 2:
         return None
-    fitted = times
+    weight_s = times
     for _ in range(ROUNDS):
-        design = np.column_stack((1 / fitted, tokens / fitted))
-        line, *_ = np.linalg.lstsq(design, times / fitted, rcond=None)
+        design = np.column_stack((1 / weight_s, tokens / weight_s))
+        line, *_ = np.linalg.lstsq(design, times / weight_s, rcond=None)
+        relative = times / weight_s - design @ line
         # A line that is 0 or less at the shortest prompt, by noise, must not get a weight without bounds.
-        fitted = np.maximum(line[0] + line[1] * tokens, times / 10)
+        weight_s = np.maximum(line[0] + line[1] * tokens, times / 10)
     free = len(runs) - 2
-    variance = float(np.sum((times / fitted - design @ line) ** 2)) / free
+    variance = float(relative @ relative) / free
     halves = stats.t.ppf((1 + CONFIDENCE) / 2, free) * np.sqrt(variance * np.diag(np.linalg.inv(design.T @ design)))
     (fixed, per_token), (fixed_half, per_token_half) = line.tolist(), halves.tolist()
     return PromptTime(

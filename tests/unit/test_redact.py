@@ -109,6 +109,7 @@ def test_names_that_are_given() -> None:
     text = "epyc7 says: Alice has no rights on epyc7.example.org; alicent and epyc70 stay"
     found = redact(text, names=["epyc7", "epyc7.example.org", "alice", ""])
     assert found == "<name> says: <name> has no rights on <name>; alicent and epyc70 stay"
+    assert redact("AMD EPYC 9175F of epyc", names=["epyc"]) == "AMD EPYC 9175F of <name>"
     assert redact({"argv": ["--alias", "alice"]}, names=["alice"]) == {"argv": ["--alias", "<name>"]}
 
 
