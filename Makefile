@@ -1,6 +1,6 @@
 # moehost: `make demo` shows it, `make test` proves it, `make` lists the rest.
 .DEFAULT_GOAL := help
-.PHONY: help setup host-packages demo test test-quick test-slow test-molecule test-interrupted test-engine test-nvidia test-vm lint format lock clean
+.PHONY: help setup host-packages demo test test-quick test-slow test-molecule test-interrupted test-engine test-nvidia test-bench test-vm lint format lock clean
 SHELL := /bin/sh
 
 PYTHON ?= python3
@@ -32,9 +32,11 @@ demo: setup ## Start the sandbox, provision it, ask its model something
 	pyinfra inventory deploy.py -y
 	@echo "== Ask the model (random weights: it answers gibberish)"
 	moehost sandbox ask "What is a mixture of experts?"
+	@echo "== Measure it (a short one; docs/benchmark.md)"
+	moehost bench @podman/moehost-sandbox --runs 8 --lengths 64,256,1024,4096 --answer-tokens 64
 	@scripts/next-steps
 
-test: lint test-quick test-slow test-molecule test-interrupted test-engine test-nvidia test-vm ## Everything
+test: lint test-quick test-slow test-molecule test-interrupted test-engine test-nvidia test-bench test-vm ## Everything
 	@echo "== all tests passed"
 
 test-quick: setup ## Unit tests, fact and operation cases, smoke of the whole deploy: no container
@@ -63,6 +65,12 @@ test-nvidia: setup ## A node with stub cards: driver, container toolkit, gate, a
 	pytest tests/old_podman
 	pytest tests/nvidia_ubuntu
 	@cat .sandbox/nvidia-figures
+
+test-bench: setup ## Benchmarks of a node: 28 runs, verdicts, the search for the best configuration; reports in a browser
+	PYTHON=$(PYTHON) scripts/host-packages browser
+	moehost tiny-model
+	pytest tests/browser
+	molecule test --scenario-name bench
 
 test-vm: setup ## A virtual machine with a kernel of its own, over SSH: NUMA, containers, reinstalled, rebooted
 	moehost tiny-model

@@ -13,7 +13,7 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from moehost import fingerprint, results, runs, settings
+from moehost import cli_report, fingerprint, results, runs, settings
 from moehost.bench import Job
 from moehost.benching import here, there
 from moehost.runs import Run, RunsError, Session
@@ -26,11 +26,16 @@ INTERRUPTED = 130
 
 @dataclass(frozen=True)
 class Target:
-    """What is measured, and where its results are kept; `service` is None for an address."""
+    """What is measured, and where its results are kept.
+
+    + service: None for an address
+    + names: of the host, which no report says
+    """
 
     url: str
     series: Path
     service: Service | None = None
+    names: tuple[str, ...] = ()
     fingerprint: dict[str, Any] | None = None
     plan: dict[str, Any] | None = None
 
@@ -114,7 +119,7 @@ def bench(
     session, why = _measured(found, job, before, folder, api_key_file, target, inventory)
     if not session.measured:
         stop(f"{target}: {why or 'nothing was measured'}", code=FAILED)
-    summary = report.write(session, folder, needs, [host_of(target)])
+    summary = report.write(session, folder, needs, found.names)
     if as_json:
         click.echo(json.dumps(summary.to_json(), indent=2))
     else:
@@ -162,6 +167,7 @@ def _target(text: str, service: str | None, inventory: str) -> Target:
         url=f"http://{chosen.url_host}:{chosen.port}",
         series=results.series(name, chosen.name),
         service=chosen,
+        names=(name, name.partition(".")[0], str(there[name].get("ssh_hostname", ""))),
         fingerprint=fingerprint.of_node(texts),
         plan=fingerprint.plan_of(texts),
     )
@@ -302,8 +308,7 @@ def _judge(before: Session, after: Session, tolerance: float | None) -> None:
         found = comparison.compare(before, after, comparison.TOLERANCE if tolerance is None else tolerance)
     except comparison.ComparisonError as error:
         stop(f"--against: {error}")
-    for name, ratio in (("prompt", found.prompt), ("answer", found.decode)):
-        low, high = ratio.interval
-        say(f"{name} {ratio.ratio:.3f} times as fast as before, {low:.3f} to {high:.3f} at 95 %: {ratio.verdict}")
+    for line in cli_report.lines(found):
+        say(line)
     if found.verdict == "slower":
         stop(f"slower than before, by more than {found.tolerance:.0%}", code=FAILED)

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from moehost import runs
+from moehost import results
+from moehost.runs import RunsError, Session
 from moehost.terminal import say, stop
 
 if TYPE_CHECKING:
@@ -77,18 +78,12 @@ def render(folder: Path) -> None:
     click.echo(folder / reports.PAGE)
 
 
-def read(where: str) -> runs.Session:
+def read(where: str) -> Session:
     """The benchmark of a folder or a file; ends where there is none, or none that can be read."""
-    path = Path(where, runs.FILE) if Path(where).is_dir() else Path(where)
     try:
-        with path.open(encoding="utf-8") as text:
-            return runs.parse(text, str(path))
-    except FileNotFoundError:
-        stop(f"{path}: there is no such file; give a folder that `moehost bench` has made, or its {runs.FILE}")
-    except OSError as error:
-        stop(f"{path}: can't be read: {error.strerror}")
-    except (runs.RunsError, UnicodeDecodeError) as error:
-        stop(str(error) if isinstance(error, runs.RunsError) else f"{path}: is no text; give a {runs.FILE}")
+        return results.load(Path(where))
+    except RunsError as error:
+        stop(str(error))
 
 
 def lines(found: Comparison) -> Iterable[str]:

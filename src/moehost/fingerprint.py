@@ -34,14 +34,17 @@ def of_node(texts: Mapping[str, str]) -> dict[str, Any]:
         "governor": lines["governors"],
         "engine": plan.get("engine", ""),
         "engine_commit": build.get("commit") or build.get("package", ""),
-        "model": {
-            "name": manifest.get("model", ""),
-            "sha256": {each["name"]: each["sha256"] for each in manifest.get("files", [])},
-        },
+        "model": _model(manifest),
         "argv": plan.get("argv", []),
         "env": plan.get("env", {}),
     }
     return {key: value for key, value in found.items() if value not in ("", [], {})}
+
+
+def _model(manifest: dict[str, Any]) -> dict[str, Any]:
+    if not manifest:
+        return {}
+    return {"name": manifest["model"], "sha256": {each["name"]: each["sha256"] for each in manifest["files"]}}
 
 
 def plan_of(texts: Mapping[str, str]) -> dict[str, Any] | None:

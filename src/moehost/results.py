@@ -28,8 +28,14 @@ def load(path: Path) -> Session:
     try:
         with file.open(encoding="utf-8") as lines:
             return parse(lines, str(file))
+    except FileNotFoundError:
+        raise RunsError(
+            f"{file}: there is no such file; give a folder that `moehost bench` has made, or its {FILE}"
+        ) from None
     except OSError as error:
-        raise RunsError(f"{file}: {error.strerror}; name a folder that `moehost bench` has written") from None
+        raise RunsError(f"{file}: can't be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise RunsError(f"{file}: is no text; give a {FILE}") from None
 
 
 def last(series: Path, but: Path) -> Path | None:

@@ -139,9 +139,9 @@ def test_slower_than_before_ends_with_1(tmp_path):
         slower = bench(tmp_path, server.url, *SHORT, "--against", "last")
     assert first.returncode == same.returncode == 0, first.stderr + same.stderr
     assert "there is none in" in first.stderr
-    assert "answer 1.000 times as fast as before" in same.stderr
+    assert "not distinguishable (4 blocks before, 4 after, tolerance 3%)" in same.stderr
     assert slower.returncode == 1
-    assert "answer 0.909 times as fast as before, 0.909 to 0.909 at 95 %: slower" in slower.stderr
+    assert "decode                    0.909   0.909 to 0.909   slower" in slower.stderr
     assert slower.stderr.endswith("moehost: slower than before, by more than 3%\n")
 
 
@@ -151,7 +151,7 @@ def test_slower_than_before_ends_with_1(tmp_path):
         (("epyc",), 2, "epyc: write an address such as http://127.0.0.1:8080, or a host as @epyc"),
         (("http://127.0.0.1:9",), 1, "http://127.0.0.1:9: http://127.0.0.1:9 does not answer: "),
         (("http://127.0.0.1:9", "--service", "a"), 2, "--service: belongs to @HOST; an address has one server"),
-        (("http://127.0.0.1:9", "--against", "none"), 2, "--against: none: No such file or directory; name a folder"),
+        (("http://127.0.0.1:9", "--against", "none"), 2, "--against: none: there is no such file; give a folder"),
         (("http://127.0.0.1:9", "--lengths", "5,x"), 2, "'5,x' is no list of tokens; write e.g. 512,4096"),
     ],
 )
@@ -187,5 +187,5 @@ def test_series_have_names_that_can_be_folders():
 
 
 def test_a_folder_without_runs(tmp_path):
-    with pytest.raises(RunsError, match="name a folder that `moehost bench` has written"):
+    with pytest.raises(RunsError, match="give a folder that `moehost bench` has made"):
         results.load(tmp_path)
