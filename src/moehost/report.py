@@ -25,6 +25,8 @@ CAPTIONS = {
     "decode": "Decode speed over the context",
     "time": "Runs over time",
 }
+# A decode speed is stable whose change over all contexts is zero, give or take no more than this.
+STABLE = 0.05
 RATE_NAMES = {"prompt_tok_s": "prompt", "decode_tok_s": "decode"}
 KIND_NAMES = {"measured": "", "warm_up": "warm-up", "discarded": "discarded", "failed": "failed"}
 
@@ -154,7 +156,8 @@ def findings(summary: Summary) -> list[str]:
 
 def _of_slope(slope: Slope) -> str:
     low, high = slope.change_interval
-    says = "falls" if high < 0 else "grows" if low > 0 else "is stable"
+    without_trend = "is stable" if max(-low, high) <= STABLE else "shows no clear trend"
+    says = "falls" if high < 0 else "grows" if low > 0 else without_trend
     return (
         f"The decode speed {says} from {slope.shortest:,} to {slope.longest:,} tokens of context: "
         f"{slope.change:+.1%} ({low:+.1%} to {high:+.1%}), or {slope.per_1k:+.3f} tok/s for each 1,000 tokens."

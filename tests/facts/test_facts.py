@@ -61,9 +61,14 @@ OF_A_HOST = [
     *("words", "boot_words", "own_words", "has_grub", "mounts", "blocks", "cgroup", "memlock", "dma_latency"),
     *("files", "before"),
 ]
+OF_A_SERVICE = [
+    *("lscpu", "meminfo", "nvidia_smi", "has_memory", "l3_ids", "measured", "os_release", "kernel", "driver"),
+    *("power", "governors", "state", "plan", "build", "manifest"),
+]
 # What a fact says of a node that prints nothing, which is what a plan of a fresh node is made from.
 OF_NOTHING = {
     "base.facts.Directories": {},
+    "bench.facts.Served": dict.fromkeys(OF_A_SERVICE, ""),
     "doctor.facts.Condition": dict.fromkeys(OF_CONDITION, ""),
     "facts.DpkgAudit": [],
     "facts.FileStates": {},
