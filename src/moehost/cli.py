@@ -15,6 +15,7 @@ from moehost import (
     cli_measure,
     cli_node,
     cli_plan,
+    cli_tune,
     cli_vm,
     reference,
     sandbox,
@@ -42,6 +43,7 @@ main.add_command(cli_engine.engine)
 main.add_command(cli_doctor.doctor)
 main.add_command(cli_facts.facts)
 main.add_command(cli_measure.measure)
+main.add_command(cli_tune.tune)
 main.add_command(cli_node.node)
 main.add_command(cli_autoinstall.autoinstall)
 main.add_command(cli_vm.vm)

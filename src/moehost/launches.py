@@ -11,8 +11,10 @@ from typing import Any
 from moehost import engine, llama_bench
 from moehost.launch import Run
 from moehost.llama_bench import BenchError, Row
+from moehost.probes import Measured, Outcome, Probe
 from moehost.space import Choice, Space
-from moehost.tune import Measured, Outcome, Probe
+from moehost.speed import PUBLISHED, Speed
+from moehost.tune import follow
 
 # Where nobody has measured the disk: less than any SSD reads.
 DISK_FLOOR_GB_S = 0.4
@@ -21,6 +23,8 @@ CHEAP_LOAD_S = 5.0
 MOST_ANSWER_TOKENS = 128
 # How much longer than predicted a launch may take, beside its load; the model knows small machines badly.
 PATIENCE, GRACE_S, LOADS = 8.0, 120.0, 3.0
+# What an engine takes before and after everything else.
+START_S = 2.0
 OUT_OF_MEMORY = re.compile(r"^.*(?:out of memory|failed to allocate|unable to allocate|bad_alloc).*$", re.I | re.M)
 REFUSED = re.compile(r"^.*(?:invalid parameter|unknown argument|invalid argument|error: ).*$", re.M)
 DRAFT_PROMPT = "Explain step by step, with examples, how a steam engine turns heat into motion. "
@@ -42,7 +46,7 @@ def runs(space: Space, probe: Probe, number: int, engine_folder: str, disk_gb_s:
     + disk_gb_s: what the node's disk was measured to read
     """
     order = random.Random(f"{space.seed} {number}")  # noqa: S311  (no secret)
-    wait_s = GRACE_S + LOADS * load_s(space, disk_gb_s)
+    wait_s = _wait_s(space, disk_gb_s)
     if probe.kind == "fit":
         plan = space.plan(probe.choices[0])
         argv = [f"{engine_folder}/llama-server", *plan.arguments]
@@ -64,6 +68,10 @@ def runs(space: Space, probe: Probe, number: int, engine_folder: str, disk_gb_s:
             limit_s = wait_s + PATIENCE * 2 * share * sum(seconds[each] for each in choices)
             made.append(_bench(space, choices, name, share, order, engine_folder, limit_s))
     return made
+
+
+def _wait_s(space: Space, disk_gb_s: float | None) -> float:
+    return GRACE_S + LOADS * load_s(space, disk_gb_s)
 
 
 def load_of(space: Space, choice: Choice) -> str:
@@ -176,3 +184,21 @@ def failure(ended: Mapping[str, Any]) -> str | None:
     errors = [each["error"] for each in ended["answers"] if "error" in each]
     last = errors or [line.strip() for line in said.splitlines() if line.strip()] or ["it says nothing"]
     return f"ended with status {ended['status']}: {last[-1][:160]}"
+
+
+def expected_s(space: Space, disk_gb_s: float | None) -> float:
+    """How long a search takes in which everything is as the speed model predicts."""
+    done: list[tuple[Probe, Outcome]] = []
+    total_s = 0.0
+    while isinstance(probe := follow(space, done), Probe):
+        for run in runs(space, probe, len(done), "", disk_gb_s):
+            total_s += START_S + load_s(space, disk_gb_s) + (run.timeout_s - _wait_s(space, disk_gb_s)) / PATIENCE
+        done.append((probe, Outcome(tuple(_predicted(space, each) for each in probe.choices), 0.0)))
+    return total_s
+
+
+def _predicted(space: Space, choice: Choice) -> Measured:
+    plan, workload = space.plan(choice), space.service.workload
+    speed, load = Speed(space.node, space.constants or PUBLISHED), plan.placement.load
+    prompt_s = speed.prompt_s(load, workload.prompt_tokens, space.prompts(plan, choice))
+    return Measured((prompt_s,) * space.rounds, (speed.decode_s(load),) * space.rounds)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
 
+from moehost import calibration, settings
 from moehost import plan as planning
 from moehost.engine import Dialect
-from moehost.gguf import GgufSet
-from moehost.hardware import Node
+from moehost.gguf import GgufSet, Header
+from moehost.hardware import Node, node_from_facts
 from moehost.ledger import MIB
 from moehost.model import Model
 from moehost.plan import Plan
@@ -54,6 +57,30 @@ class Choice:
 
 
 @dataclass(frozen=True)
+class Order:
+    """What `moehost tune` was asked for.
+
+    + service: name of the service
+    + constants: of the speed model, where a file of the settings' has some
+    + kv_types, branches, rounds, seed: see `Space`
+    """
+
+    service: str
+    kv_types: tuple[str, ...]
+    branches: tuple[str, ...]
+    rounds: int
+    seed: int
+    constants: dict[str, Any] | None = None
+
+    def key(self, node: settings.Node, found: Mapping[str, Any]) -> str:
+        """What a search belongs to: this order, the service's settings, the machine, the engine and the model."""
+        service = next(each for each in node.services if each.name == self.service)
+        machine = node_from_facts(**found["machine"]).to_json()
+        parts = [asdict(self), service.model_dump(), machine, found["release"], found["model_sha256"]]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
 class Space:
     """What may be chosen for one service on one node.
 
@@ -75,6 +102,25 @@ class Space:
     rounds: int = 5
     seed: int = 0
     _plans: dict[Choice, Plan] = field(default_factory=dict, repr=False, compare=False)
+
+    @classmethod
+    def of(cls, order: Order, node: settings.Node, found: Mapping[str, Any]) -> Space:
+        """The space of an order, from the settings of the node and the fact `roles.tune` keeps; raises ValueError."""
+        index = [each.name for each in node.services].index(order.service)
+        machine = found["machine"] | ({"nvidia_smi": ""} if node.gpu == "off" else {})
+        return cls(
+            service=node.services[index],
+            model_path=found["model_path"],
+            found=GgufSet(tuple(Header.from_json(each) for each in found["headers"])),
+            node=node_from_facts(**machine),
+            dialect=found["build"]["dialect"],
+            tuning=node.tuning,
+            constants=calibration.from_json(order.constants) if order.constants else None,
+            kv_types=order.kv_types,
+            branches=order.branches,
+            rounds=order.rounds,
+            seed=order.seed,
+        )
 
     @cached_property
     def model(self) -> Model:

@@ -1,31 +1,27 @@
 """Finds a service's fastest configuration by measuring: which launch comes next, and what follows from all of them.
 
 The search is a generator of probes that is sent their outcomes. It decides by nothing else, so the same seed gives
-the same order, and a search that was cut off goes on by replaying what is kept. Branches come in the order of what they
-usually bring: layers on the cards, threads, ubatch, offload batch, KV type, multi-token prediction. Two placements
-with a different number of layers on the cards calibrate the speed model; what it then says is too slow is left out.
+the same order, and a search that was cut off goes on by replaying what is kept. Branches come in the order of what
+they usually bring: layers on the cards, threads, ubatch, offload batch, KV type, multi-token prediction. Two
+placements with a different number of layers on the cards calibrate the speed model; what it then says is too slow is
+left out.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Generator, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
-
-from scipy import stats
+from dataclasses import dataclass, replace
+from typing import Any
 
 from moehost import calibration, dry_run
 from moehost.calibration import CalibrationError, Point
 from moehost.placement import UBATCHES
 from moehost.plan import REFUSALS, Plan
+from moehost.probes import LEAST_GAIN, Kind, Measured, Outcome, Probe, TuneError, gain
 from moehost.space import Choice, Space
 from moehost.speed import PUBLISHED, Constants
 
-# What a change must bring, in time of the workload's request, and how sure that must be.
-LEAST_GAIN = 0.02
-CONFIDENCE = 0.95
 # A prediction excludes a choice only beyond this share, or beyond twice the calibrated model's own spread.
 DOUBT = 0.10
 FEWER_LAYERS = 6
@@ -35,79 +31,6 @@ DRAFT_TOKENS = (1, 2)
 # Without a card nothing is carried, and small chunks may stay in the caches.
 CPU_UBATCHES = (64, 128, 256, 512, 1024, 2048)
 BRANCHES = ("placement", "threads", "ubatch", "offload-batch", "kv-type", "mtp")
-Kind = Literal["fit", "bench", "server"]
-
-
-class TuneError(ValueError):
-    """Kept probes that are not those of this search; one line."""
-
-
-@dataclass(frozen=True)
-class Probe:
-    """Launches that belong together: the choices are measured in turns, the one to beat first.
-
-    `fit` lets the engine allocate buffers without weights, `bench` is llama-bench, `server` asks a real server.
-    """
-
-    branch: str
-    kind: Kind
-    choices: tuple[Choice, ...]
-
-
-@dataclass(frozen=True)
-class Measured:
-    """What one choice took, round by round: seconds of the prompt, and of a token of the answer."""
-
-    prompt_s: tuple[float, ...]
-    token_s: tuple[float, ...]
-
-    def answer_s(self, answer_tokens: int) -> tuple[float, ...]:
-        """Time of the workload's request, by rounds."""
-        return tuple(p + answer_tokens * t for p, t in zip(self.prompt_s, self.token_s, strict=True))
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a probe has found, for each of its choices: a measurement, or why there is none.
-
-    + log: of a `fit`, what the engine says
-    """
-
-    found: tuple[Measured | str, ...]
-    elapsed_s: float
-    log: str = ""
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON types, for `from_json`."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> Outcome:
-        """The inverse of `to_json`."""
-
-        def one(each: Any) -> Measured | str:
-            return each if isinstance(each, str) else Measured(tuple(each["prompt_s"]), tuple(each["token_s"]))
-
-        return cls(tuple(map(one, data["found"])), data["elapsed_s"], data["log"])
-
-
-@dataclass(frozen=True)
-class Gain:
-    """How much less time a choice takes than another, relative; the interval of CONFIDENCE around it."""
-
-    low: float
-    middle: float
-    high: float
-
-    @property
-    def is_won(self) -> bool:
-        """Whether it is worth a change: large enough, and not by chance."""
-        return self.middle >= LEAST_GAIN and self.low > 0
-
-    @property
-    def is_open(self) -> bool:
-        """Whether a gain that is worth a change is not excluded."""
-        return self.high >= LEAST_GAIN
 
 
 @dataclass(frozen=True)
@@ -117,23 +40,6 @@ class Result:
     best: Choice | None
     constants: Constants | None
     reason: str = ""
-
-
-def gain(before: Sequence[float], after: Sequence[float]) -> Gain:
-    """Compares times that were measured in turns: Student's interval of the paired differences of their logarithms.
-
-    Pairs share the state of the machine, so what slows both does not count. One pair alone excludes nothing.
-    """
-    differences = [math.log(a / b) for a, b in zip(before, after, strict=False)]
-    count = len(differences)
-    if not count:
-        raise ValueError("nothing was measured in turns")
-    middle = sum(differences) / count
-    if count == 1:
-        return Gain(-math.inf, 1 - math.exp(-middle), 1.0)
-    deviation = math.sqrt(sum((each - middle) ** 2 for each in differences) / (count - 1))
-    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, count - 1)) * deviation / math.sqrt(count)
-    return Gain(*(1 - math.exp(-each) for each in (middle - half, middle, middle + half)))
 
 
 def follow(space: Space, outcomes: Sequence[tuple[Probe, Outcome]]) -> Probe | Result:
