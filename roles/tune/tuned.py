@@ -74,8 +74,16 @@ def _properties(memory_max: str, space: Space, limit_s: float) -> Iterator[str]:
     yield f"RuntimeMaxSec={limit_s:.0f}"
     yield "TimeoutStopSec=30"
     # What the service itself may take; an engine that wants more ends alone.
-    yield from (f"MemoryMax={memory_max}", "MemorySwapMax=0", "OOMPolicy=continue")
-    yield from ("LimitMEMLOCK=infinity", "Nice=-5", "PrivateTmp=yes", "ProtectHome=yes", "ProtectSystem=strict")
+    yield from (f"MemoryMax={memory_max}", "MemorySwapMax=0", "OOMPolicy=continue", "OOMScoreAdjust=1000")
+    # A dump of the model's size would take minutes.
+    yield from (
+        "LimitCORE=0",
+        "LimitMEMLOCK=infinity",
+        "Nice=-5",
+        "PrivateTmp=yes",
+        "ProtectHome=yes",
+        "ProtectSystem=strict",
+    )
     yield f"ReadWritePaths={FOLDER}"
     if space.plan(space.current).placement.is_interleaved:
         yield from ("NUMAPolicy=interleave", "NUMAMask=all")

@@ -13,7 +13,6 @@ from __future__ import annotations
 import http.client
 import json
 import os
-import resource
 import signal
 import socket
 import subprocess
@@ -199,14 +198,7 @@ class Session:
             group=self.task.user,
             extra_groups=[],
             start_new_session=True,
-            preexec_fn=_be_expendable,
         )
-
-
-def _be_expendable() -> None:
-    """Runs in the child: where memory runs out it goes first, and leaves no dump of the model's size."""
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    Path("/proc/self/oom_score_adj").write_text("1000")
 
 
 def _free_port(port: int) -> int:

@@ -13,8 +13,10 @@ from scipy import stats
 from moehost.space import Choice
 
 FILE = "probes.jsonl"
-# What a change must bring, in time of the workload's request, and how sure that must be.
+# What a change must bring, in time of the workload's request, and how sure that must be. A change of what is computed
+# (KV type, drafts) must bring more than one of how: small gains of threads and ubatch add up, and cost nothing.
 LEAST_GAIN = 0.02
+LEAST_FREE_GAIN = 0.005
 CONFIDENCE = 0.95
 
 Kind = Literal["fit", "bench", "server"]
@@ -77,15 +79,9 @@ class Gain:
     middle: float
     high: float
 
-    @property
-    def is_won(self) -> bool:
-        """Whether it is worth a change: large enough, and not by chance."""
-        return self.middle >= LEAST_GAIN and self.low > 0
-
-    @property
-    def is_open(self) -> bool:
-        """Whether a gain that is worth a change is not excluded."""
-        return self.high >= LEAST_GAIN
+    def is_won(self, least: float = LEAST_GAIN) -> bool:
+        """Whether it is worth a change: at least so large, and not by chance."""
+        return self.middle >= least and self.low > 0
 
 
 def gain(before: Sequence[float], after: Sequence[float]) -> Gain:

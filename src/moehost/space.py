@@ -101,7 +101,7 @@ class Space:
     branches: tuple[str, ...] = ()
     rounds: int = 5
     seed: int = 0
-    _plans: dict[Choice, Plan] = field(default_factory=dict, repr=False, compare=False)
+    _plans: dict[Choice, Plan] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @classmethod
     def of(cls, order: Order, node: settings.Node, found: Mapping[str, Any]) -> Space:

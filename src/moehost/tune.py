@@ -18,7 +18,7 @@ from moehost import calibration, dry_run
 from moehost.calibration import CalibrationError, Point
 from moehost.placement import UBATCHES
 from moehost.plan import REFUSALS, Plan
-from moehost.probes import LEAST_GAIN, Kind, Measured, Outcome, Probe, TuneError, gain
+from moehost.probes import LEAST_FREE_GAIN, LEAST_GAIN, Kind, Measured, Outcome, Probe, TuneError, gain
 from moehost.space import Choice, Space
 from moehost.speed import PUBLISHED, Constants
 
@@ -158,8 +158,9 @@ class Search:
         won: list[tuple[float, Choice]] = []
         for choice, found in zip(choices[1:], outcome.found[1:], strict=True):
             if isinstance(found, Measured):
+                is_free = (choice.kv_type, choice.draft_tokens) == (self.best.kv_type, self.best.draft_tokens)
                 difference = gain(before.answer_s(answer_tokens), found.answer_s(answer_tokens))
-                if difference.is_won:
+                if difference.is_won(LEAST_FREE_GAIN if is_free else LEAST_GAIN):
                     won.append((difference.middle, choice))
         if not won:
             return False
