@@ -34,7 +34,10 @@ class Row:
 
 
 def load_arguments(arguments: Sequence[str], dialect: Dialect) -> list[str]:
-    """What decides over loading: where the tensors live; from the arguments of a server, of which the last wins."""
+    """What decides over loading: where the tensors live; from the arguments of a server, of which the last wins.
+
+    Without a card nothing is warmed up before each test, since there is no kernel to start and no memory to pin.
+    """
     given = dict(_pairs(arguments))
     words = [word for flag in _SAME if flag in given for word in (flag, given[flag])]
     if "-ts" in given:  # a comma would begin another test
@@ -43,6 +46,8 @@ def load_arguments(arguments: Sequence[str], dialect: Dialect) -> list[str]:
     rules += [EXPERTS_ON_CPU] if "--cpu-moe" in given else []
     if rules:
         words += ["-ot", ",".join(rules) if dialect == "ik" else ",".join(rules).replace(",", ";")]
+    if "-ngl" not in given:
+        words += ["-w", "0"] if dialect == "ik" else ["--no-warmup"]
     if dialect == "ik":
         return [*words, "-fa", "1", *(("-thp", "1") if "-thp" in given else ("-mmp", "0"))]
     return [*words, "-fa", "on", "-lm", given.get("--load-mode", "none")]

@@ -84,10 +84,12 @@ class Gain:
         return self.middle >= least and self.low > 0
 
 
-def gain(before: Sequence[float], after: Sequence[float]) -> Gain:
+def gain(before: Sequence[float], after: Sequence[float], comparisons: int = 1) -> Gain:
     """Compares times that were measured in turns: Student's interval of the paired differences of their logarithms.
 
     Pairs share the state of the machine, so what slows both does not count. One pair alone excludes nothing.
+
+    + comparisons: how many are made at once; the interval then holds for all of them together (Bonferroni)
     """
     differences = [math.log(a / b) for a, b in zip(before, after, strict=False)]
     count = len(differences)
@@ -97,7 +99,7 @@ def gain(before: Sequence[float], after: Sequence[float]) -> Gain:
     if count == 1:
         return Gain(-math.inf, 1 - math.exp(-middle), 1.0)
     deviation = math.sqrt(sum((each - middle) ** 2 for each in differences) / (count - 1))
-    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, count - 1)) * deviation / math.sqrt(count)
+    half = float(stats.t.ppf(1 - (1 - CONFIDENCE) / 2 / comparisons, count - 1)) * deviation / math.sqrt(count)
     return Gain(*(1 - math.exp(-each) for each in (middle - half, middle, middle + half)))
 
 
