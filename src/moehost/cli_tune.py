@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -198,7 +199,9 @@ def _search(host: str, inventory: str, folder: Path, space: Space, done: int) ->
     program = str(Path(sys.executable).with_name("pyinfra"))
     log = folder / "deploy.log"
     with log.open("w") as talk:
-        # A session of its own: Ctrl-C comes here first, and here is said what follows.
+        # A session of its own: what ends this program comes here first, and here is said what follows.
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.default_int_handler)
         deploy = subprocess.Popen([program, *command], stdout=talk, stderr=talk, start_new_session=True)
         try:
             while deploy.poll() is None:

@@ -97,7 +97,8 @@ class Search:
     def _fit(self) -> Steps:
         """Correct the ledger's margins by what the engine itself allocates."""
         outcome = yield Probe("fit", "fit", (self.best,))
-        if buffers := outcome.log and dry_run.parse(outcome.log):
+        # A plan that does not fit is found out by its launch, which is what counts.
+        if (buffers := dry_run.parse(outcome.log)).is_complete:
             rows = self._plan(self.best).placement.rows
             corrected = dry_run.corrected_margins(rows, buffers)
             cards = zip(corrected, rows, strict=False)
