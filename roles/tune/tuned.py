@@ -56,7 +56,7 @@ def tuned(node: Node, folder: str) -> Iterator[Any]:
         path = str(package / f"{each}.py")
         yield FileUploadCommand(path, target, remote_temp_filename=host.get_temp_filename(target))
     yield StringCommand("cat >", f"{FOLDER}/task.json", _stdin=json.dumps(asdict(task)))
-    yield StringCommand("cat >", f"{FOLDER}/restore.sh", _stdin=render("tune/restore.j2", folder=FOLDER))
+    yield StringCommand("cat >", f"{FOLDER}/restore.sh", _stdin=render("tune/restore.j2"))
     gb_s = disk_gb_s(found["machine"]["measured"])
     limit_s = 3600 + 4 * launches.expected_s(space, gb_s)
     options = [f"--property={each}" for each in _properties(service.memory_max, space, limit_s)]
@@ -70,7 +70,7 @@ def tuned(node: Node, folder: str) -> Iterator[Any]:
 
 
 def _properties(memory_max: str, space: Space, limit_s: float) -> Iterator[str]:
-    yield f"ExecStopPost=+/bin/sh {FOLDER}/restore.sh"
+    yield f"ExecStopPost=+/bin/sh {FOLDER}/restore.sh {FOLDER}"
     yield f"RuntimeMaxSec={limit_s:.0f}"
     yield "TimeoutStopSec=30"
     # What the service itself may take; an engine that wants more ends alone.

@@ -13,6 +13,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import pwd
 import signal
 import socket
 import subprocess
@@ -195,7 +196,7 @@ class Session:
             cwd="/tmp",  # noqa: S108  (the unit's own)
             env={**inherited, "HOME": "/tmp", **env},  # noqa: S108
             user=self.task.user,
-            group=self.task.user,
+            group=pwd.getpwnam(self.task.user).pw_gid,
             extra_groups=[],
             start_new_session=True,
         )

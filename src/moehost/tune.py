@@ -29,7 +29,7 @@ THREADS_BELOW_CORES = 4
 OFFLOAD_BATCHES = (8, 12, 16, 32)
 DRAFT_TOKENS = (1, 2)
 # Without a card nothing is carried, and small chunks may stay in the caches.
-CPU_UBATCHES = (64, 128, 256, 512, 1024, 2048)
+CPU_UBATCHES = (32, 64, 128, 256, 512, 1024, 2048)
 BRANCHES = ("placement", "threads", "ubatch", "offload-batch", "kv-type", "mtp")
 
 

@@ -30,7 +30,7 @@ FOLDER = "/run/moehost-sweep"
 @pytest.fixture(scope="module")
 def command(node):
     """The command line; a short workload, so that the sweep comes to its end, too."""
-    short = node.changed_settings(workload={"prompt_tokens": 512, "answer_tokens": 16})
+    short = node.changed_settings(workload={"prompt_tokens": 256, "answer_tokens": 16})
     host = f"@podman/{node.name}"
     return ["moehost", "tune", host, "--inventory", str(node.inventory(short)), "--yes", "--json"]
 
@@ -51,7 +51,7 @@ def space(node, tuned):
     """What could be chosen."""
     order, found = (json.loads((tuned[0] / f"{each}.json").read_text()) for each in ("order", "found"))
     order |= {key: tuple(order[key]) for key in ("kv_types", "branches")}
-    short = node.changed_settings(workload={"prompt_tokens": 512, "answer_tokens": 16})
+    short = node.changed_settings(workload={"prompt_tokens": 256, "answer_tokens": 16})
     return Space.of(Order(**order), settings.read(short), found)
 
 
