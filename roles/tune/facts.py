@@ -36,7 +36,9 @@ class Session(FactBase[dict[str, Any]]):
     + number: of the job
     """
 
-    default = dict
+    @staticmethod
+    def default() -> dict[str, Any]:
+        return {"active": False, "ended": None}
 
     def command(self, folder: str, unit: str, number: int) -> StringCommand:
         return StringCommand(
