@@ -76,15 +76,8 @@ def _properties(memory_max: str, space: Space, limit_s: float) -> Iterator[str]:
     # What the service itself may take; an engine that wants more ends alone.
     yield from (f"MemoryMax={memory_max}", "MemorySwapMax=0", "OOMPolicy=continue", "OOMScoreAdjust=1000")
     # A dump of the model's size would take minutes.
-    yield from (
-        "LimitCORE=0",
-        "LimitMEMLOCK=infinity",
-        "Nice=-5",
-        "PrivateTmp=yes",
-        "ProtectHome=yes",
-        "ProtectSystem=strict",
-    )
-    yield f"ReadWritePaths={FOLDER}"
+    yield from ("LimitCORE=0", "LimitMEMLOCK=infinity", "Nice=-5")
+    yield from ("PrivateTmp=yes", "ProtectHome=yes", "ProtectSystem=full")
     if space.plan(space.current).placement.is_interleaved:
         yield from ("NUMAPolicy=interleave", "NUMAMask=all")
 

@@ -25,7 +25,9 @@ MOST_ANSWER_TOKENS = 128
 PATIENCE, GRACE_S, LOADS = 8.0, 120.0, 3.0
 # What an engine takes before and after everything else.
 START_S = 2.0
-OUT_OF_MEMORY = re.compile(r"^.*(?:out of memory|failed to allocate|unable to allocate|bad_alloc).*$", re.I | re.M)
+OUT_OF_MEMORY = re.compile(
+    r"^.*(?:out of memory|insufficient memory|failed to allocate|unable to allocate|bad_alloc).*$", re.I | re.M
+)
 REFUSED = re.compile(r"^.*(?:invalid parameter|unknown argument|invalid argument|error: ).*$", re.M)
 DRAFT_PROMPT = "Explain step by step, with examples, how a steam engine turns heat into motion. "
 

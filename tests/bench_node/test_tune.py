@@ -156,9 +156,9 @@ def test_a_busy_port_is_a_finding(node, space):
 
 
 def test_running_out_of_memory_is_a_finding_and_the_next_load_is_tried(node, space):
-    programs = "/usr/bin"
+    # A limit of the address space: systemd in a container may have no say over memory.
     probe = Probe("kv-type", "bench", (space.current, replace(space.current, kv_type="q8_0")))
-    ended = launched(node, launches.runs(space, probe, 0, programs, None), "MemoryMax=48M", "MemorySwapMax=0")
+    ended = launched(node, launches.runs(space, probe, 0, "/usr/bin", None), "LimitAS=140M")
     found = launches.outcome(space, probe, ended).found
     assert all(str(each).startswith("out of memory") for each in found), found
 
