@@ -17,6 +17,7 @@ from moehost import (
     cli_node,
     cli_plan,
     cli_report,
+    cli_tune,
     cli_vm,
     reference,
     sandbox,
@@ -45,6 +46,7 @@ main.add_command(cli_doctor.doctor)
 main.add_command(cli_facts.facts)
 main.add_command(cli_measure.measure)
 main.add_command(cli_bench.bench)
+main.add_command(cli_tune.tune)
 main.add_command(cli_node.node)
 main.add_command(cli_report.report)
 main.add_command(cli_autoinstall.autoinstall)

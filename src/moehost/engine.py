@@ -195,10 +195,19 @@ def probe_arguments(arguments: Sequence[str]) -> list[str]:
     llama-server reads all arguments before it looks for the model, so a wrong flag or value shows within a second
     and without touching the service that runs; see `refusal`.
     """
+    words = without(arguments, "--api-key-file")
+    for flag, value in (("-m", PROBE_MODEL), ("--port", "0")):
+        words[words.index(flag) + 1] = value
+    return words
+
+
+def without(arguments: Sequence[str], *flags: str) -> list[str]:
+    """A command line without these flags and the one value of each."""
     words = list(arguments)
-    for flag, value in (("-m", PROBE_MODEL), ("--port", "0"), ("--api-key-file", None)):
-        at = words.index(flag)
-        words[at : at + 2] = [flag, value] if value else []
+    for flag in flags:
+        while flag in words:
+            at = words.index(flag)
+            del words[at : at + 2]
     return words
 
 

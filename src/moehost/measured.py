@@ -122,6 +122,14 @@ def of_this(here: Hardware, text: str, assumed: list[str]) -> Measured | None:
     return None
 
 
+def disk_gb_s(text: str) -> float | None:
+    """What the models' disk was measured to read; None where measured.json says nothing of it."""
+    try:
+        return float(json.loads(text)["disk"]["read_gb_s"]) or None
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
 def _rounded(gb_s: float) -> float:
     return float(max(round(gb_s / STEP_GB_S) * STEP_GB_S, STEP_GB_S))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 from moehost import engine, settings
@@ -115,6 +116,8 @@ def request(service: Service, dialect: Dialect, tuning: Tuning = UNTOLD) -> Requ
         rules=tuple(service.rules),
         cpu_moe=service.cpu_moe if service.placement == "manual" else False,
         tensor_split=tuple(service.tensor_split),
+        mtp=("--spec-type", "mtp")
+        in ((flag, value.partition(":")[0]) for flag, value in pairwise(service.server_args)),
         margins_mib=(service.margin_mib,),
         prompt_tokens=service.workload.prompt_tokens,
         answer_tokens=service.workload.answer_tokens,

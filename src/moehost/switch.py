@@ -31,11 +31,22 @@ TIME_WAIT_S = 65
 
 
 @dataclass(frozen=True)
-class Service:
-    """One service.
+class Server:
+    """A llama-server of systemd's.
 
     + unit, address: its unit, and where it answers, HOST:PORT
     + keys: file with its API keys
+    """
+
+    unit: str
+    address: str
+    keys: str
+
+
+@dataclass(frozen=True)
+class Service(Server):
+    """One service, and what is to become of it.
+
     + generation: what its process is recognised by once it runs with the new release
     + trial: its unit for the time of the trial
     + contents: its files afterwards, by path
@@ -43,9 +54,6 @@ class Service:
     + limit_s: how long a start may take
     """
 
-    unit: str
-    address: str
-    keys: str
     generation: str
     trial: str
     contents: dict[str, str]
@@ -101,17 +109,17 @@ class Switch:
         return None
 
     def _try(self, service: Service) -> None:
-        active = _property(service.unit, "ActiveState") == "active"
+        active = unit_property(service.unit, "ActiveState") == "active"
         if active and _generation(service.unit) == service.generation:
             # A switch that was killed came this far.
             self.before.setdefault(service.unit, (True, None))
         else:
             self.before[service.unit] = (active, self._drained_speed(service) if active else None)
             self.say(f"{service.unit}: starts with {self.job.new}")
-            _write(TRIALS / service.unit, service.trial)
-            _systemctl("daemon-reload")
+            write(TRIALS / service.unit, service.trial)
+            systemctl("daemon-reload")
             if not self._starts(service):
-                raise NotGood(f"{service.unit} does not start with {self.job.new}: {_last_words(service.unit)}")
+                raise NotGood(f"{service.unit} does not start with {self.job.new}: {last_words(service.unit)}")
         new_tok_s, old_tok_s = self._canary(service), self.before[service.unit][1]
         if old_tok_s:
             self.say(f"{service.unit}: {new_tok_s:.1f} tok/s, {old_tok_s:.1f} before")
@@ -125,12 +133,12 @@ class Switch:
         """Start a service anew and wait until it is ready; False if it does not come to that."""
         for _ in range(2):
             try:
-                _systemctl("reset-failed", service.unit)
-                if _systemctl("restart", service.unit, timeout_s=service.limit_s + 300).returncode == 0:
+                systemctl("reset-failed", service.unit)
+                if systemctl("restart", service.unit, timeout_s=service.limit_s + 300).returncode == 0:
                     return True
             except subprocess.TimeoutExpired:
                 return False
-            if "bind" not in _last_words(service.unit, 10) or not _lingering(service):
+            if "bind" not in last_words(service.unit, 10) or not _lingering(service):
                 return False
             # Engines differ in whether they can bind a port that another one's last connections still hold.
             self.say(f"{service.unit}: waits until the last connections of the server before are forgotten")
@@ -141,13 +149,7 @@ class Switch:
 
     def _drained_speed(self, service: Service) -> float | None:
         """Wait for a moment without requests, and measure the old release in it; None if it gives no answer."""
-        deadline = time.monotonic() + self.job.drain_s
-        while (busy := _requests(service)) and time.monotonic() < deadline:
-            self.say(f"{service.unit}: waits for {busy} request(s) to end")
-            time.sleep(0.5)
-        if busy:
-            # The server finishes them when it is told to end, for as long as its unit allows.
-            self.say(f"{service.unit}: {busy} request(s) still at work after {self.job.drain_s:.0f} s")
+        drain(service, self.job.drain_s, self.say)
         try:
             return self._canary(service)
         except NotGood as reason:
@@ -181,7 +183,7 @@ class Switch:
         engine = Path(self.job.engine)
         for service in self.job.services:
             for path, text in service.contents.items():
-                _write(Path(path), text)
+                write(Path(path), text)
             for path in service.leftovers:
                 Path(path).unlink(missing_ok=True)
         if self.job.old:
@@ -189,22 +191,22 @@ class Switch:
         _link(engine / "current", self.job.new)
         for service in self.job.services:
             (TRIALS / service.unit).unlink(missing_ok=True)
-        _systemctl("daemon-reload")
+        systemctl("daemon-reload")
         self.say(f"{self.job.new} is current")
 
     def _go_back(self) -> None:
         for service in self.job.services:
             (TRIALS / service.unit).unlink(missing_ok=True)
-        _systemctl("daemon-reload")
+        systemctl("daemon-reload")
         for service in self.job.services:
             if service.unit not in self.before:
                 continue
             served, _ = self.before[service.unit]
             self.say(f"{service.unit}: {'starts with ' + self.job.old if served else 'stops'} again")
             # A start that hangs is not waited for: stop ends it.
-            _systemctl("stop", service.unit, timeout_s=300)
+            systemctl("stop", service.unit, timeout_s=300)
             if served and not self._starts(service):
-                self.say(f"{service.unit}: does not start with {self.job.old} either: {_last_words(service.unit)}")
+                self.say(f"{service.unit}: does not start with {self.job.old} either: {last_words(service.unit)}")
 
 
 def is_degenerate(text: str) -> bool:
@@ -212,13 +214,24 @@ def is_degenerate(text: str) -> bool:
     return len(set("".join(text.split()))) < 2
 
 
-def _lingering(service: Service) -> bool:
+def drain(server: Server, limit_s: float, say: Callable[[str], None]) -> None:
+    """Wait for a moment in which a server is at no request, at most so long."""
+    deadline = time.monotonic() + limit_s
+    while (busy := _requests(server)) and time.monotonic() < deadline:
+        say(f"{server.unit}: waits for {busy} request(s) to end")
+        time.sleep(0.5)
+    if busy:
+        # The server finishes them when it is told to end, for as long as its unit allows.
+        say(f"{server.unit}: {busy} request(s) still at work after {limit_s:.0f} s")
+
+
+def _lingering(service: Server) -> bool:
     """Whether connections that a server closed itself still hold its port (TIME_WAIT, one minute on Linux)."""
     port = service.address.rpartition(":")[2]
     return bool(subprocess.run(["ss", "-Htan", "state", "time-wait", f"sport = :{port}"], capture_output=True).stdout)
 
 
-def _requests(service: Service) -> int:
+def _requests(service: Server) -> int:
     """How many requests a server is at; none where it does not say."""
     # Not /slots, which the units turn off: it shows the prompts of others.
     try:
@@ -229,7 +242,7 @@ def _requests(service: Service) -> int:
     return sum(map(int, counts))
 
 
-def _ask(service: Service, path: str, body: bytes | None = None) -> bytes:
+def _ask(service: Server, path: str, body: bytes | None = None) -> bytes:
     keys = (line.strip() for line in Path(service.keys).read_text().splitlines())
     key = next(line for line in keys if line and not line.startswith("#"))
     headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
@@ -246,17 +259,19 @@ def _ask(service: Service, path: str, body: bytes | None = None) -> bytes:
     return text
 
 
-def _systemctl(*words: str, timeout_s: float = 60) -> subprocess.CompletedProcess[bytes]:
+def systemctl(*words: str, timeout_s: float = 60) -> subprocess.CompletedProcess[bytes]:
+    """What systemctl says; it may fail."""
     return subprocess.run(["systemctl", *words], capture_output=True, timeout=timeout_s)
 
 
-def _property(unit: str, key: str) -> str:
-    return _systemctl("show", "--value", "--property", key, unit).stdout.decode().strip()
+def unit_property(unit: str, key: str) -> str:
+    """One property of a unit, as systemd shows it."""
+    return systemctl("show", "--value", "--property", key, unit).stdout.decode().strip()
 
 
 def _generation(unit: str) -> str:
     """What the process of a unit was started with, or its child: that of a container is Podman's monitor."""
-    pid = _property(unit, "MainPID")
+    pid = unit_property(unit, "MainPID")
     with suppress(OSError):
         for each in (pid, *Path(f"/proc/{pid}/task/{pid}/children").read_text().split()):
             found = re.search(rb"(?:^|\0)MOEHOST_GENERATION=([^\0]*)", Path("/proc", each, "environ").read_bytes())
@@ -265,7 +280,8 @@ def _generation(unit: str) -> str:
     return ""
 
 
-def _last_words(unit: str, lines: int = 2) -> str:
+def last_words(unit: str, lines: int = 2) -> str:
+    """The end of a unit's journal, in one line."""
     command = ["journalctl", "--no-pager", "--output", "cat", "--lines", str(lines + 40), f"_SYSTEMD_UNIT={unit}"]
     said = subprocess.run(command, stdout=subprocess.PIPE).stdout.decode(errors="replace").splitlines()
     # Podman's own events have all labels of the image in them.
@@ -273,7 +289,7 @@ def _last_words(unit: str, lines: int = 2) -> str:
     return " / ".join(words[-lines:]) or "its journal says nothing"
 
 
-def _write(path: Path, text: str) -> None:
+def write(path: Path, text: str) -> None:
     """Replace a file in one step."""
     path.parent.mkdir(parents=True, exist_ok=True)
     new = path.with_name(f".{path.name}.new")
@@ -304,7 +320,7 @@ def main(path: str) -> int:
     lines: list[str] = []
 
     def note(**end: Any) -> None:
-        _write(progress, json.dumps({"lines": lines, **end}))
+        write(progress, json.dumps({"lines": lines, **end}))
 
     def say(line: str) -> None:
         if lines[-1:] != [line]:

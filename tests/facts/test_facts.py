@@ -131,6 +131,8 @@ OF_NOTHING = {
     "nvidia_container_toolkit.facts.Runtimes": dict.fromkeys(
         ["cards", "docker", "docker_config", "docker_state", "docker_folders", "containerd", "containerd_config"], ""
     ),
+    "tune.facts.Programs": "",
+    "tune.facts.Session": {"active": False, "ended": None},
 }
 
 

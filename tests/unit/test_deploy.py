@@ -39,7 +39,7 @@ WITHOUT_PACKAGE = (
 BEYOND_A_PLAN = {
     *(f"llama_server/{each}.j2" for each in ("llama-server.container", "llama-server-podman.service", "container")),
     *(f"nvidia_container_toolkit/{each}.j2" for each in ("toolkit.preferences", "cdi-fresh")),
-    *("apt/fetch-key.j2", "apt/source.j2", "ik_llama/cuda.preferences.j2"),
+    *("apt/fetch-key.j2", "apt/source.j2", "ik_llama/cuda.preferences.j2", "tune/restore.j2"),
     *(
         f"nvidia_driver/{name}.j2"
         for name in ("nouveau.conf", "modules.conf", "driver.preferences", "contrib.sources")

@@ -1,0 +1,1 @@
+"""A service's fastest configuration, found by launches on the node."""
