@@ -8,8 +8,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from scipy import stats
-
 from moehost.space import Choice
 
 FILE = "probes.jsonl"
@@ -91,6 +89,8 @@ def gain(before: Sequence[float], after: Sequence[float], comparisons: int = 1) 
 
     + comparisons: how many are made at once; the interval then holds for all of them together (Bonferroni)
     """
+    from scipy import stats  # it takes half a second, and commands that measure nothing don't need it
+
     differences = [math.log(a / b) for a, b in zip(before, after, strict=False)]
     count = len(differences)
     if not count:
