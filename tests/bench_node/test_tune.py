@@ -93,7 +93,7 @@ def launched(node, runs, *properties):
             time.sleep(0.5)
     finally:
         node.run(f"touch {FOLDER}/end; systemctl stop moehost-sweep 2>/dev/null; true")
-        node.run(f"systemctl reset-failed {node.unit}; systemctl start {node.unit}")
+        node.run(f"rm -rf {FOLDER}; systemctl reset-failed {node.unit}; systemctl start {node.unit}")
     return json.loads(result)
 
 
