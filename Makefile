@@ -1,10 +1,11 @@
 # moehost: `make demo` shows it, `make test` proves it, `make` lists the rest.
 .DEFAULT_GOAL := help
-.PHONY: help setup host-packages demo test test-quick test-slow test-molecule test-interrupted test-engine test-nvidia test-bench test-vm lint format lock clean
+.PHONY: help setup host-packages demo test test-quick test-slow test-molecule test-interrupted test-engine test-switch test-nvidia test-bench test-vm lint format lock clean
 SHELL := /bin/sh
 
 PYTHON ?= python3
 VENV := .venv
+MODEL := .sandbox/tiny-qwen35moe.gguf
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
@@ -23,6 +24,10 @@ $(VENV)/.installed: requirements.lock pyproject.toml
 	$(VENV)/bin/pip install --quiet --no-build-isolation --no-deps --editable .
 	@touch $@
 
+# Written once: suites that run at the same time read it.
+$(MODEL): src/moehost/synthetic.py | setup
+	moehost tiny-model
+
 demo: setup ## Start the sandbox, provision it, ask its model something
 	@echo "== A fresh Debian 13 node in a container"
 	moehost sandbox up
@@ -36,7 +41,11 @@ demo: setup ## Start the sandbox, provision it, ask its model something
 	moehost bench @podman/moehost-sandbox --runs 8 --lengths 64,256,1024,4096 --answer-tokens 64
 	@scripts/next-steps
 
-test: lint test-quick test-slow test-molecule test-interrupted test-engine test-nvidia test-bench test-vm ## Everything
+test: lint test-quick test-slow $(MODEL) ## Everything
+	@echo "== A virtual machine beside containers: what each suite says comes when it is through"
+	$(MAKE) --no-print-directory --jobs=2 --output-sync=target test-vm test-engine test-nvidia test-molecule
+	@echo "== Deploys that are killed at moments of the clock, and benchmarks: nothing runs beside them"
+	$(MAKE) --no-print-directory test-interrupted test-switch test-bench
 	@echo "== all tests passed"
 
 test-quick: setup ## Unit tests, fact and operation cases, smoke of the whole deploy: no container
@@ -45,35 +54,33 @@ test-quick: setup ## Unit tests, fact and operation cases, smoke of the whole de
 test-slow: setup ## Downloads that are held up, cut off and killed
 	pytest -m slow
 
-test-molecule: setup ## A container node: converge, idempotence, testinfra, refusals
-	moehost tiny-model
+test-molecule: setup $(MODEL) ## A container node: converge, idempotence, testinfra, refusals
 	molecule test
 
-test-interrupted: setup ## Kill the deploy ten times at random moments; each next run must converge
-	moehost tiny-model
+test-interrupted: setup $(MODEL) ## Kill the deploy ten times at random moments; each next run must converge
 	pytest tests/interrupted --capture=no
 
-test-engine: setup ## Engines: built, proven, switched to, gone back from, killed (IK_LLAMA_SOURCE: a real one)
-	moehost tiny-model
+test-engine: setup $(MODEL) ## Engines: built, proven, in an image and a container (IK_LLAMA_SOURCE: a real one)
 	pytest tests/engine
 	molecule test --scenario-name engine
 	@cat .sandbox/engine-figures
 
-test-nvidia: setup ## A node with stub cards: driver, container toolkit, gate, and hosts that are broken
-	moehost tiny-model
+test-switch: setup $(MODEL) ## Engines: switched to, gone back from, killed; how long the service is away
+	molecule test --scenario-name switch
+	@cat .sandbox/switch-figures
+
+test-nvidia: setup $(MODEL) ## A node with stub cards: driver, container toolkit, gate, and hosts that are broken
 	molecule test --scenario-name nvidia
 	pytest tests/old_podman
 	pytest tests/nvidia_ubuntu
 	@cat .sandbox/nvidia-figures
 
-test-bench: setup ## Benchmarks of a node: 28 runs, verdicts, the search for the best configuration; reports in a browser
+test-bench: setup $(MODEL) ## Benchmarks of a node: 28 runs, verdicts, the search for the best configuration; reports in a browser
 	PYTHON=$(PYTHON) scripts/host-packages browser
-	moehost tiny-model
 	pytest tests/browser
 	molecule test --scenario-name bench
 
-test-vm: setup ## A virtual machine with a kernel of its own, over SSH: NUMA, containers, reinstalled, rebooted
-	moehost tiny-model
+test-vm: setup $(MODEL) ## A virtual machine with a kernel of its own, over SSH: NUMA, containers, reinstalled, rebooted
 	molecule test --scenario-name vm
 	@cat .sandbox/vm-figures
 

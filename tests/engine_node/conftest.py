@@ -20,7 +20,7 @@ from tests.stand_in import repository
 
 REAL = os.environ.get("IK_LLAMA_SOURCE")
 URL = "/srv/git/engine"
-FIGURES = ROOT / ".sandbox/engine-figures"
+FIGURES = ROOT / f".sandbox/{os.environ.get('MOLECULE_SCENARIO_NAME', 'engine')}-figures"
 
 
 class Engine:
@@ -139,6 +139,7 @@ _figures: dict[str, str] = {}
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "stand_in: needs an engine with faults, so the stand-in")
+    config.addinivalue_line("markers", "timed: counts how long a service is away, so nothing may run beside it")
 
 
 def pytest_collection_modifyitems(items):

@@ -18,7 +18,7 @@ import pytest
 
 from tests.fixtures.node import ROOT, changes
 
-pytestmark = pytest.mark.stand_in
+pytestmark = [pytest.mark.stand_in, pytest.mark.timed]
 SEED = int(os.environ.get("KILLS_SEED", random.randrange(10**6)))
 ROUNDS = 20
 BUILD, SWITCH = "Engine | Build", "Service | Switch"

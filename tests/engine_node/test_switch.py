@@ -9,7 +9,7 @@ import pytest
 
 from tests.fixtures.node import changes
 
-pytestmark = pytest.mark.stand_in
+pytestmark = [pytest.mark.stand_in, pytest.mark.timed]
 # What a start and its warm-up may take at most on a machine that is busy, beside the time that the server needs.
 SLACK_S = 6
 

@@ -45,6 +45,16 @@ def test_a_server_that_does_not_say_is_not_waited_for(monkeypatch: pytest.Monkey
     assert switch._requests(SERVICE) == 0
 
 
+@pytest.mark.parametrize(("share", "measured"), [(0.8, 12.5), (0, None)])
+def test_the_old_release_is_measured_only_where_it_is_compared(
+    monkeypatch: pytest.MonkeyPatch, share: float, measured: float | None
+) -> None:
+    monkeypatch.setattr(switch, "_requests", lambda _: 0)
+    monkeypatch.setattr(switch.Switch, "_canary", lambda *_: 12.5)
+    job = Job("/opt/moehost/engine", "old", "new", 300, share, [SERVICE])
+    assert switch.Switch(job, print)._drained_speed(SERVICE) == measured
+
+
 def test_links_are_replaced_in_one_step(tmp_path: Path) -> None:
     switch._link(tmp_path / "current", "a")
     (tmp_path / "current.new").symlink_to("left over")

@@ -31,7 +31,7 @@ def after(words: list[str], option: str) -> list[str]:
 def test_it_has_two_sockets_with_a_numa_node_each_and_the_name_of_the_real_processor(machine: Machine) -> None:
     words = virtual.command(machine, Path("boot.iso"), 2222, "tcg")
     assert after(words, "-accel") == ["tcg,thread=multi"]
-    assert after(words, "-cpu") == ["max,model-id=AMD EPYC 9175F 16-Core Processor"]
+    assert after(words, "-cpu") == ["max,model-id=AMD EPYC 9175F 16-Core Processor,avx=off,avx2=off,fma=off,f16c=off"]
     assert after(words, "-smp") == ["4,sockets=2,cores=2,threads=1"]
     assert after(words, "-numa") == [
         "node,nodeid=0,cpus=0-1,memdev=memory0",
@@ -43,6 +43,7 @@ def test_it_has_two_sockets_with_a_numa_node_each_and_the_name_of_the_real_proce
 def test_it_can_reboot_and_is_reached_from_this_computer_only(machine: Machine) -> None:
     words = virtual.command(machine, Path("boot.iso"), 2222, "kvm")
     assert after(words, "-accel") == ["kvm"]
+    assert after(words, "-cpu") == ["max,model-id=AMD EPYC 9175F 16-Core Processor"]
     assert "-no-reboot" not in words
     assert "hostfwd=tcp:127.0.0.1:2222-:22" in after(words, "-nic")[0]
 

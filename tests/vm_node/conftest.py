@@ -26,11 +26,27 @@ class Virtual(Node):
         """The machine itself."""
         return Machine(self.name)
 
+    @property
+    def kept(self) -> list[str]:
+        """Options of ssh for a connection that stays: a new one takes seconds where a CPU is emulated."""
+        options = ("ControlMaster=auto", "ControlPersist=yes", f"ControlPath={self.folder}/ssh")
+        return [word for option in options for word in ("-o", option)]
+
     def run(self, command: str) -> str:
         """What a shell command prints on the node; it must succeed."""
-        done = subprocess.run([*self.machine.ssh, command], capture_output=True, text=True)
+        ssh, *words = self.machine.ssh
+        done = subprocess.run([ssh, *self.kept, *words, command], capture_output=True, text=True)
         assert done.returncode == 0, f"{command}: {done.stderr or done.stdout}"
         return done.stdout.strip()
+
+    def disconnect(self) -> None:
+        """End the connection that stays, before a reboot: it would wait for an answer from the boot before."""
+        subprocess.run(["ssh", *self.kept, "-O", "exit", "root@127.0.0.1"], capture_output=True)
+
+    def deploy(self, settings: dict[str, Any] | None = None) -> subprocess.CompletedProcess[str]:
+        """A deploy with these settings instead of the scenario's; it may reboot the node."""
+        self.disconnect()
+        return super().deploy(settings)
 
     def inventory(self, settings: dict[str, Any] | None = None) -> Path:
         """An inventory of this node with these settings instead of the scenario's."""
@@ -56,6 +72,7 @@ class Virtual(Node):
     def reboot(self) -> None:
         """Reboot it by systemd; returns when systemd has started everything again."""
         before = self.run("cat /proc/sys/kernel/random/boot_id")
+        self.disconnect()
         subprocess.run([*self.machine.ssh, "systemctl reboot"], capture_output=True)
         for _ in range(60):
             time.sleep(2)
