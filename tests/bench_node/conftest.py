@@ -9,6 +9,9 @@ import pytest
 from tests.fixtures.node import ROOT, Node, instance
 
 
+CORES = os.cpu_count() or 1
+
+
 class Benched:
     """A node whose service is measured; results go to `folder`."""
 
@@ -31,14 +34,15 @@ class Benched:
             f"cat /proc/$(systemctl show --value -p MainPID {self.node.unit})/cmdline | tr '\\0' ' '"
         )
         threads = int(words.split(" -t ")[1].split()[0])
-        self._update("--cpus", str(min(threads, os.cpu_count() or 1) / 2))
+        self._limit(min(threads, CORES) / 2)
 
     def restore(self) -> None:
         """Let the node have all of it."""
-        self._update("--cpu-quota", "-1")
+        self._limit(CORES)
 
-    def _update(self, *options: str) -> None:
-        subprocess.run(["podman", "update", *options, self.node.name], check=True, capture_output=True)
+    def _limit(self, cores: float) -> None:
+        # Podman 4.3 takes no quota of -1, which would be none at all.
+        subprocess.run(["podman", "update", "--cpus", str(cores), self.node.name], check=True, capture_output=True)
 
 
 @pytest.fixture(scope="module")
