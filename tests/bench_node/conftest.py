@@ -8,7 +8,6 @@ import pytest
 
 from tests.fixtures.node import ROOT, Node, instance
 
-
 CORES = os.cpu_count() or 1
 
 
