@@ -23,6 +23,7 @@ class Served(Texts, FactBase[dict[str, str]]):
         "power": "nvidia-smi --query-gpu=power.limit --format=csv,noheader,nounits",
         "governors": "sort -u /sys/devices/system/cpu/cpu*/cpufreq/scaling_governor",
         "state": 'systemctl is-active "llama-server-$service.service"',
+        "benching": "systemctl is-active moehost-bench.service",
         "plan": 'cat "/etc/moehost/$service/plan.json"',
         "build": f"cat {ENGINE}/current/build.json",
         "manifest": 'cat "$model_dir/manifest.json"',

@@ -163,6 +163,8 @@ def _target(text: str, service: str | None, inventory: str) -> Target:
         stop(f"{text}: can't be asked: {why or 'it gave no answer'}", code=FAILED)
     if texts["state"].strip() != "active":
         stop(f"{text}: {chosen.unit} is {texts['state'].strip()}; deploy first", code=FAILED)
+    if texts["benching"].strip() in ("active", "activating"):
+        stop(f"{text}: a benchmark is at work there; wait, or end it by `systemctl stop moehost-bench`", code=FAILED)
     return Target(
         url=f"http://{chosen.url_host}:{chosen.port}",
         series=results.series(name, chosen.name),

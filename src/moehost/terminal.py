@@ -13,6 +13,8 @@ from typing import Any, NoReturn
 import click
 
 FAILED, BAD_INPUT, DOES_NOT_FIT = 1, 2, 3
+# What pyinfra says whatever happens: its steps, and its farewell to a container.
+FRAME = re.compile(r"^-->|podman build complete, container left running")
 
 
 def say(text: str) -> None:
@@ -58,9 +60,9 @@ def hosts(inventory: str) -> dict[str, dict[str, Any]]:
 
 
 def reason(talk: str) -> str:
-    """The last line that says something: a traceback ends with its reason, and what begins with an arrow is frame."""
+    """The last line that says something: a traceback ends with its reason, the rest is pyinfra's frame."""
     lines = [line.strip() for line in talk.splitlines() if line.strip()]
-    return next((line for line in reversed(lines) if not line.startswith("-->")), "no reason given")
+    return next((line for line in reversed(lines) if not FRAME.search(line)), "no reason given")
 
 
 def host_of(text: str) -> str:

@@ -131,3 +131,13 @@ def test_what_can_not_be_measured_is_one_line(benched, arguments, sentence):
     assert done.returncode in (1, 2)
     assert sentence.format(node=benched.node.name) in done.stderr
     assert not (benched.folder / "none").exists()
+
+
+def test_one_at_a_time(benched):
+    benched.node.run("systemd-run --quiet --collect --unit=moehost-bench sleep 60")
+    try:
+        done = benched.bench()
+    finally:
+        benched.node.run("systemctl stop moehost-bench")
+    assert done.returncode == 1
+    assert "a benchmark is at work there; wait, or end it by `systemctl stop moehost-bench`" in done.stderr

@@ -63,7 +63,7 @@ OF_A_HOST = [
 ]
 OF_A_SERVICE = [
     *("lscpu", "meminfo", "nvidia_smi", "has_memory", "l3_ids", "measured", "os_release", "kernel", "driver"),
-    *("power", "governors", "state", "plan", "build", "manifest"),
+    *("power", "governors", "state", "benching", "plan", "build", "manifest"),
 ]
 # What a fact says of a node that prints nothing, which is what a plan of a fresh node is made from.
 OF_NOTHING = {

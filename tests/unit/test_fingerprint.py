@@ -13,6 +13,7 @@ TEXTS = {
     "power": "300.00\n600.00\n",
     "governors": "performance\n",
     "state": "active\n",
+    "benching": "inactive\n",
     "plan": json.dumps({"engine": "ik 4840", "argv": ["-m", "/srv/models/m/m.gguf"], "env": {}}),
     "build": json.dumps({"commit": "8337e4cd"}),
     "manifest": json.dumps({"model": "m", "files": [{"name": "m.gguf", "sha256": "ab", "size_bytes": 1}]}),
