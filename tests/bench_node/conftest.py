@@ -1,14 +1,12 @@
 """The node under test, and benchmarks of its service as a user makes them."""
 
-import os
 import subprocess
 from pathlib import Path
 
 import pytest
 
+from tests.bench_node.quiet import CORES
 from tests.fixtures.node import ROOT, Node, instance
-
-CORES = os.cpu_count() or 1
 
 
 class Benched:
