@@ -13,12 +13,12 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from moehost import cli_report, fingerprint, results, runs, settings
+from moehost import cli_report, fingerprint, results, runs, services, settings
 from moehost.bench import Job
 from moehost.benching import here, there
 from moehost.runs import Run, RunsError, Session
-from moehost.settings import Service, SettingsError
-from moehost.terminal import FAILED, ask_host, host_of, hosts, say, stop
+from moehost.settings import Service
+from moehost.terminal import FAILED, ask_host, say, stop
 
 FACT = "roles.bench.facts.Served"
 INTERRUPTED = 130
@@ -144,32 +144,21 @@ def _target(text: str, service: str | None, inventory: str) -> Target:
         return Target(text, results.series(text.partition("://")[2]))
     if not text.startswith("@"):
         stop(f"{text}: write an address such as http://127.0.0.1:8080, or a host as @{text}")
-    name, there = host_of(text), hosts(inventory)
-    if name not in there:
-        stop(f"{text}: is no host of {inventory}; it has {', '.join(there)}")
-    try:
-        node = settings.read(there[name])
-    except SettingsError as error:
-        stop(*(f"{name}: {line}" for line in error.lines))
-    services = {each.name: each for each in node.services}
-    if service is None and len(services) != 1:
-        stop(f"{text}: has {len(services)} services; choose with --service {'|'.join(services) or 'NAME'}")
-    if service is not None and service not in services:
-        stop(f"--service: {service} is none of {name}; it has {', '.join(services)}")
-    chosen = services[service] if service else node.services[0]
-    folder = f"{node.models_dir}/{chosen.model.name}"
-    texts, why = ask_host(name, inventory, FACT, service=chosen.name, model_dir=folder)
+    chosen = services.choose(text, service, inventory)
+    wanted, name = chosen.service, chosen.host
+    folder = f"{chosen.node.models_dir}/{wanted.model.name}"
+    texts, why = ask_host(name, inventory, FACT, service=wanted.name, model_dir=folder)
     if not texts or not any(texts.values()):
         stop(f"{text}: can't be asked: {why or 'it gave no answer'}", code=FAILED)
     if texts["state"].strip() != "active":
-        stop(f"{text}: {chosen.unit} is {texts['state'].strip()}; deploy first", code=FAILED)
+        stop(f"{text}: {wanted.unit} is {texts['state'].strip()}; deploy first", code=FAILED)
     if texts["benching"].strip() in ("active", "activating"):
         stop(f"{text}: a benchmark is at work there; wait, or end it by `systemctl stop moehost-bench`", code=FAILED)
     return Target(
-        url=f"http://{chosen.url_host}:{chosen.port}",
-        series=results.series(name, chosen.name),
-        service=chosen,
-        names=(name, name.partition(".")[0], str(there[name].get("ssh_hostname", ""))),
+        url=f"http://{wanted.url_host}:{wanted.port}",
+        series=results.series(name, wanted.name),
+        service=wanted,
+        names=(name, name.partition(".")[0], str(chosen.data.get("ssh_hostname", ""))),
         fingerprint=fingerprint.of_node(texts),
         plan=fingerprint.plan_of(texts),
     )

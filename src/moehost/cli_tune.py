@@ -14,13 +14,13 @@ from typing import Any, get_args
 
 import click
 
-from moehost import calibration, launches, probes, settings, show_tune
+from moehost import calibration, launches, probes, results, services, settings, show_tune
 from moehost.measured import disk_gb_s
 from moehost.plan import REFUSALS
 from moehost.probes import Outcome, Probe
 from moehost.settings import KvType
 from moehost.space import Order, Space
-from moehost.terminal import FAILED, host_of, hosts, pyinfra, reason, say, stop
+from moehost.terminal import FAILED, host_of, pyinfra, pyinfra_program, reason, say, stop
 from moehost.tune import BRANCHES, Result, follow
 
 LOOK, DEPLOY = "roles/tune/look.py", "roles/tune/tune.py"
@@ -63,9 +63,12 @@ def tune(
         moehost tune @epyc.home.arpa --service qwen --only threads,ubatch --yes
         moehost tune @epyc.home.arpa --kv-types f16 --json | jq .settings
     """
-    node, service = _service(host, name, inventory)
+    chosen = services.choose(host, name, inventory)
+    node, service = chosen.node, chosen.service
+    if service.runtime == "container":
+        stop(f"--service: {service.name} runs in a container, and only native services can be tuned")
     order = _order(node, service, only, kv_types, repetitions, seed)
-    base = Path("results", host_of(host).replace("/", "-").lstrip("@"))
+    base = results.series(chosen.host)
     made = resume or base / f"tune-{datetime.now():%Y%m%d-%H%M%S}"
     found = _look(host, inventory, order, base)
     folder = _kept(made if resume else None, base, order.key(node, found)) or made
@@ -93,29 +96,6 @@ def tune(
         show_tune.show(space, known, end, folder)
     if end.best is None:
         stop(f"{host}: nothing could be measured: {end.reason}", code=FAILED)
-
-
-def _service(host: str, name: str | None, inventory: str) -> tuple[settings.Node, settings.Service]:
-    if not host.startswith("@"):
-        stop(f"{host}: write the host as @{host}")
-    there = hosts(inventory)
-    if host_of(host) not in there:
-        stop(f"{host}: is no host of {inventory}; it has {', '.join(there)}")
-    try:
-        node = settings.read(there[host_of(host)])
-    except settings.SettingsError as error:
-        stop(*(f"{host}: {line}" for line in error.lines))
-    names = [each.name for each in node.services]
-    if not names:
-        stop(f"{host}: has no service; write one into the inventory, see docs/settings.md")
-    if name is None and len(names) > 1:
-        stop(f"--service: {host} has {', '.join(names)}; name one of them")
-    if name is not None and name not in names:
-        stop(f"--service: {host} has no {name!r}; it has {', '.join(names)}")
-    service = node.services[names.index(name) if name else 0]
-    if service.runtime == "container":
-        stop(f"--service: {service.name} runs in a container, and only native services can be tuned")
-    return node, service
 
 
 def _order(
@@ -196,13 +176,12 @@ def _begin(space: Space, known: list[tuple[Probe, Outcome]], folder: Path, found
 def _search(host: str, inventory: str, folder: Path, space: Space, done: int) -> None:
     """Run the deploy, with a line for each probe; ends where it fails, with the node's service back."""
     command = [inventory, "--limit", host_of(host), DEPLOY, "--data", f"x_folder={folder.resolve()}", "-y"]
-    program = str(Path(sys.executable).with_name("pyinfra"))
     log = folder / "deploy.log"
     with log.open("w") as talk:
         # A session of its own: what ends this program comes here first, and here is said what follows.
         for number in (signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.default_int_handler)
-        deploy = subprocess.Popen([program, *command], stdout=talk, stderr=talk, start_new_session=True)
+        deploy = subprocess.Popen([pyinfra_program(), *command], stdout=talk, stderr=talk, start_new_session=True)
         try:
             while deploy.poll() is None:
                 done = _tell(folder, space, done)

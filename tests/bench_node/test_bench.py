@@ -119,7 +119,7 @@ def test_a_service_that_does_not_run_is_refused(benched):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (("--service", "other"), "--service: other is none of @podman/{node}; it has tiny"),
+        (("--service", "other"), "--service: @podman/{node} has no 'other'; it has tiny"),
         (
             ("--depth", "16384"),
             "a prompt of 16384 tokens and 512 of answer are more than the 8192 that the server has",
