@@ -42,10 +42,10 @@ demo: setup ## Start the sandbox, provision it, ask its model something
 	@scripts/next-steps
 
 test: lint test-quick test-slow $(MODEL) ## Everything
-	@echo "== A virtual machine beside containers: what each suite says comes when it is through"
-	$(MAKE) --no-print-directory --jobs=2 --output-sync=target test-vm test-engine test-nvidia test-molecule
-	@echo "== Deploys that are killed at moments of the clock, and benchmarks: nothing runs beside them"
-	$(MAKE) --no-print-directory test-interrupted test-switch test-bench
+	@echo "== Containers, two suites at a time: what each of them says comes when it is through"
+	$(MAKE) --no-print-directory --jobs=2 --output-sync=target test-engine test-nvidia test-molecule
+	@echo "== Deploys that are killed at moments of the clock, benchmarks, an emulated machine: nothing runs beside them"
+	$(MAKE) --no-print-directory test-interrupted test-switch test-bench test-vm
 	@echo "== all tests passed"
 
 test-quick: setup ## Unit tests, fact and operation cases, smoke of the whole deploy: no container

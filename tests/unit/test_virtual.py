@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from moehost import virtual, virtual_disk
+from moehost.sandbox import SandboxError
 from moehost.virtual import Machine
 
 
@@ -128,3 +129,41 @@ def test_what_finishes_the_disk_writes_the_files_and_keys(tmp_path: Path) -> Non
     assert (root / "root/.ssh/authorized_keys").stat().st_mode & 0o777 == 0o600
     assert sorted(path.name for path in ssh.iterdir()) == ["ssh_host_ed25519_key", "ssh_host_ed25519_key.pub"]
     assert (ssh / "ssh_host_ed25519_key").read_text() == "host_id_ed25519"
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "hangs", "starts", "ends_well"),
+    [("tcg", 0, 1, True), ("tcg", 1, 2, True), ("tcg", 2, 2, False), ("kvm", 1, 1, False)],
+)
+def test_a_boot_that_hangs_is_begun_again_where_it_is_emulated(
+    machine: Machine,
+    monkeypatch: pytest.MonkeyPatch,
+    accelerator: str,
+    hangs: int,
+    starts: int,
+    ends_well: bool,
+) -> None:
+    """QEMU and its boots are simulated."""
+    (machine.folder / "image").mkdir()
+    (machine.folder / "image/host_id_ed25519.pub").write_text("ssh-ed25519 AAAA\n")
+    (machine.folder / "root.qcow2").touch()
+    (machine.folder / "models.img").touch()
+    done: list[str] = []
+
+    def wait(_: Machine) -> None:
+        if done.count("start") <= hangs:
+            raise SandboxError("one did not start in 300 s")
+
+    monkeypatch.setattr(virtual, "need", lambda *programs: None)
+    monkeypatch.setattr(virtual, "accelerator", lambda: accelerator)
+    monkeypatch.setattr(virtual, "run", lambda command: done.append("start"))
+    monkeypatch.setattr(virtual, "stop", lambda machine: done.append("stop"))
+    monkeypatch.setattr(virtual, "wait", wait)
+    said: list[str] = []
+    if ends_well:
+        virtual.up(machine, said.append)
+    else:
+        with pytest.raises(SandboxError, match="did not start in 300 s"):
+            virtual.up(machine, said.append)
+    assert done == ["start", *["stop", "start"] * (starts - 1)]
+    assert said.count("one did not start in 300 s; it is switched off and on again") == starts - 1
