@@ -13,9 +13,9 @@ PACKAGES = (
 )
 ENTRY = "'${db:Status-Status} ${Package} ${Version}\\n'"
 FILES = (
-    f"/etc/systemd/system/llama-server-*.service /etc/systemd/system/moehost-*.service "
-    f"/etc/containers/systemd/llama-server-*.container {PROGRAMS}/* /etc/sysctl.d/*moehost* /etc/tmpfiles.d/*moehost* "
-    "/etc/default/grub.d/*moehost*"
+    "/etc/systemd/system/llama-server-*.service /etc/systemd/system/moehost-*.service "
+    f"/etc/containers/systemd/llama-server-*.container {PROGRAMS}/* "
+    "/etc/sysctl.d/*moehost* /etc/tmpfiles.d/*moehost* /etc/default/grub.d/*moehost*"
 )
 
 
@@ -27,15 +27,15 @@ class Stack(Texts, FactBase[dict[str, str]]):
         "kernel": "uname -r",
         "words": "cat /proc/cmdline",
         # None of the patterns is for the shell to expand.
-        "packages": f"set -f; dpkg-query -W -f {ENTRY} {PACKAGES}; set +f",
+        "packages": f"( set -f; dpkg-query -W -f {ENTRY} {PACKAGES} )",
         "driver": "nvidia-smi --query-gpu=driver_version,vbios_version --format=csv,noheader | sort -u",
-        "release": f"readlink {ENGINE}/current | sed 's,.*/,,'",
+        "release": f"basename $(readlink {ENGINE}/current)",
         "build": f"cat {ENGINE}/current/build.json",
-        "programs": f"cd {ENGINE}/current/bin && sha256sum *",
+        "programs": f"( cd {ENGINE}/current/bin && sha256sum * )",
         "images": "podman images --no-trunc --filter reference='localhost/moehost/*' "
         "--format '{{.ID}} {{.Repository}}:{{.Tag}}'",
         # Of the models that services have: a plan names each word of a command line in a line of its own.
-        "models": "sed -n 's,^ *\"\\(/.*\\)/[^/]*[.]gguf\".*,\\1,p' /etc/moehost/*/plan.json | sort -u | "
-        'while read -r folder; do cat "$folder/manifest.json"; done',
+        "models": "( sed -n 's,^ *\"\\(/.*\\)/[^/]*[.]gguf\".*,\\1,p' /etc/moehost/*/plan.json | sort -u | "
+        'while read -r folder; do cat "$folder/manifest.json"; done )',
         "files": f"sha256sum {FILES}",
     }
