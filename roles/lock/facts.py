@@ -8,8 +8,8 @@ from roles.ik_llama.facts import ENGINE
 
 # What serves, and what it stands on; patterns of dpkg.
 PACKAGES = (
-    "linux-image-* linux-modules-nvidia-* nvidia-* libnvidia-* cuda-* libcu* podman crun runc conmon netavark systemd "
-    "libc6 libstdc++6 llama.cpp* libggml* libllama* python3"
+    "linux-image-* linux-modules-nvidia-* nvidia-* libnvidia-* cuda-* libcu* podman crun runc conmon netavark "
+    "systemd libc6 libstdc++6 llama.cpp* libggml* libllama* python3"
 )
 ENTRY = "'${db:Status-Status} ${Package} ${Version}\\n'"
 FILES = (
