@@ -299,7 +299,7 @@ def _judge(before: Session, after: Session, tolerance: float | None) -> None:
         found = comparison.compare(before, after, comparison.TOLERANCE if tolerance is None else tolerance)
     except comparison.ComparisonError as error:
         stop(f"--against: {error}")
-    for line in cli_report.lines(found):
+    for line in [*cli_report.since(before, after), *cli_report.lines(found)]:
         say(line)
     if found.verdict == "slower":
         stop(f"slower than before, by more than {found.tolerance:.0%}", code=FAILED)

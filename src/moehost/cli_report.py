@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from moehost import results
+from moehost import fingerprint, results
+from moehost.redact import redact
 from moehost.runs import RunsError, Session
 from moehost.terminal import say, stop
 
@@ -52,7 +53,7 @@ def compare(before: str, after: str, tolerance: float, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps({**asdict(found), "verdict": found.verdict}, indent=2))
         return
-    for line in lines(found):
+    for line in [*since(was, now), *lines(found)]:
         click.echo(line)
 
 
@@ -84,6 +85,12 @@ def read(where: str) -> Session:
         return results.load(Path(where))
     except RunsError as error:
         stop(str(error))
+
+
+def since(before: Session, after: Session) -> Iterable[str]:
+    """What has changed between two benchmarks, but for the speed: a machine's parts and software, and no names."""
+    for line in fingerprint.changes(redact(before.fingerprint), redact(after.fingerprint)):
+        yield f"since then {line}"
 
 
 def lines(found: Comparison) -> Iterable[str]:

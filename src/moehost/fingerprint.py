@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from moehost import os_release
+from moehost import os_release, plan
 from moehost.hardware import HardwareError, node_from_facts
 
 MACHINE = ("lscpu", "meminfo", "nvidia_smi", "has_memory", "l3_ids", "measured")
@@ -39,6 +39,26 @@ def of_node(texts: Mapping[str, str]) -> dict[str, Any]:
         "env": plan.get("env", {}),
     }
     return {key: value for key, value in found.items() if value not in ("", [], {})}
+
+
+def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[str]:
+    """What became another machine, or other software, between two fingerprints: a line for each."""
+    for key in dict.fromkeys([*before, *after]):
+        was, now = before.get(key), after.get(key)
+        if was == now:
+            continue
+        if key == "argv":
+            yield from plan.differences({"argv": was or []}, {"argv": now or []})
+        elif isinstance(was, dict) and isinstance(now, dict):
+            yield from (f"{key} {line}" for line in changes(was, now))
+        else:
+            yield f"{key}: {_said(was)} -> {_said(now)}"
+
+
+def _said(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or "none"
+    return "unknown" if value is None else str(value)
 
 
 def _model(manifest: dict[str, Any]) -> dict[str, Any]:

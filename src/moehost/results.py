@@ -13,8 +13,12 @@ ROOT = Path("results")
 
 def series(target: str, service: str = "") -> Path:
     """Where all benchmarks of a node's service, or of an address, are kept."""
-    names = (re.sub(r"[^\w.-]+", "_", each).strip("_.") for each in (target, service))
-    return ROOT.joinpath(*filter(None, names))
+    return ROOT.joinpath(*filter(None, map(label, (target, service))))
+
+
+def label(name: str) -> str:
+    """The name of a host or an address, as one of a file."""
+    return re.sub(r"[^\w.-]+", "_", name).strip("_.")
 
 
 def new(series: Path) -> Path:

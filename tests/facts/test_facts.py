@@ -65,6 +65,10 @@ OF_A_SERVICE = [
     *("lscpu", "meminfo", "nvidia_smi", "has_memory", "l3_ids", "measured", "os_release", "kernel", "driver"),
     *("power", "governors", "state", "benching", "plan", "build", "manifest"),
 ]
+OF_A_STACK = [
+    *("os_release", "kernel", "words", "packages", "driver", "release", "build", "programs"),
+    *("images", "models", "files"),
+]
 # What a fact says of a node that prints nothing, which is what a plan of a fresh node is made from.
 OF_NOTHING = {
     "base.facts.Directories": {},
@@ -101,6 +105,7 @@ OF_NOTHING = {
     "llama_server.facts.ServiceState": {},
     "llama_server.facts.Switch": {},
     "llama_server.facts.VramUsed": [],
+    "lock.facts.Stack": dict.fromkeys(OF_A_STACK, ""),
     "models.facts.Fetch": {},
     "models.facts.StoredModel": None,
     "probe.facts.Probe": dict.fromkeys(

@@ -53,3 +53,20 @@ def test_files_that_are_cut_off_say_nothing():
     assert {"argv", "engine"}.isdisjoint(found)
     assert fingerprint.plan_of(TEXTS | cut) is None
     assert fingerprint.plan_of(TEXTS)["engine"] == "ik 4840"
+
+
+def test_what_has_changed_between_two_is_a_line_each():
+    model = {"name": "m", "sha256": {"m.gguf": "ab"}}
+    before = {"driver": "580.95.05", "argv": ["-t", "13", "-ub", "512"], "model": model, "gpus": ["a"]}
+    after = {
+        "argv": ["-t", "16", "-ub", "512"],
+        "model": {"name": "m", "sha256": {"m.gguf": "cd"}},
+        "gpus": ["a", "a"],
+    }
+    assert list(fingerprint.changes(before, after)) == [
+        "driver: 580.95.05 -> unknown",
+        "-t: 13 -> 16",
+        "model sha256 m.gguf: ab -> cd",
+        "gpus: a -> a, a",
+    ]
+    assert list(fingerprint.changes(before, before)) == []
