@@ -13,8 +13,8 @@ from typing import Any, NoReturn
 import click
 
 FAILED, BAD_INPUT, DOES_NOT_FIT = 1, 2, 3
-# What pyinfra says whatever happens: its steps, and its farewell to a container.
-FRAME = re.compile(r"^-->|podman build complete, container left running")
+# What pyinfra says whatever happens: its steps, its sums, and its farewell to a container.
+FRAME = re.compile(r"^-->|Error: executed \d+ commands|podman build complete, container left running")
 
 
 def say(text: str) -> None:

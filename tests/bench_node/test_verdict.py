@@ -9,8 +9,9 @@ TIMES = 10
 # Rounds in which others kept the computer busy say nothing of the service, and are made again; so many at most.
 MOST_ROUNDS = 20
 # Ten blocks of one length, with a quarter of a second at least for each figure. A computer that tests run on has
-# neighbours, so 15 % is nothing there; half the processor is.
-SHORT = ("--lengths", 1024, "--runs", 10, "--answer-tokens", 256, "--tolerance", 0.15)
+# neighbours, and was seen to change by a fifth from one minute to the next: that is nothing there, half the
+# processor is.
+SHORT = ("--lengths", 1024, "--runs", 10, "--answer-tokens", 256, "--tolerance", 0.25)
 
 
 @pytest.fixture(scope="module", autouse=True)
