@@ -53,7 +53,7 @@ class Summary:
     @property
     def model(self) -> str:
         """Name of the model; empty where nobody says."""
-        for source in (self.session.plan or {}, self.session.fingerprint):
+        for source in (self.session.fingerprint, self.session.plan or {}):
             if name := source.get("model", {}).get("name"):
                 return str(name)
         return ""
