@@ -16,7 +16,8 @@ HAVE = "Models | Have tiny-qwen35moe in the store"
 @pytest.fixture(scope="module")
 def reinstalled(node):
     """The files on the models' disk before, and the deploy after it."""
-    before = node.run(FILES)
+    # QEMU is ended like a cut cable; a machine that is to be installed again is shut down.
+    before = node.run(f"sync; {FILES}")
     assert "/srv/models/tiny-qwen35moe/tiny-qwen35moe.gguf " in before
     with measured("reinstalled"):
         subprocess.run(["moehost", "vm", "wipe", "--name", node.name], cwd=ROOT, check=True)
