@@ -6,6 +6,7 @@ under a tag that is the hash of its recipe. Everything that needs no GPU really 
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import shutil
@@ -18,6 +19,7 @@ from pathlib import Path
 NAME = "moehost-sandbox"
 REPOSITORY = "localhost/moehost-sandbox"
 LABEL = "moehost.sandbox"
+LOCK = Path(__file__).parents[2] / ".sandbox/image.lock"
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 
 # Releases of Debian that a sandbox may have; the first one if nobody chooses.
@@ -78,11 +80,14 @@ def image(say: Say, suite: str = SUITES[0]) -> str:
     if chosen := os.environ.get("SANDBOX_IMAGE"):
         return chosen
     reference = f"{REPOSITORY}:{recipe_hash(suite, PACKAGES, CUSTOMIZE)}"
-    if _podman("image", "exists", reference, check=False).returncode == 0:
-        return reference
-    need("mmdebstrap", "podman")
-    say(f"making the image {reference} (Debian {suite}, about a minute, once)")
-    with tempfile.TemporaryDirectory(prefix="moehost-") as folder:
+    LOCK.parent.mkdir(parents=True, exist_ok=True)
+    # Two sandboxes that start at the same time wait for one image.
+    with LOCK.open("w") as lock, tempfile.TemporaryDirectory(prefix="moehost-") as folder:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if _podman("image", "exists", reference, check=False).returncode == 0:
+            return reference
+        need("mmdebstrap", "podman")
+        say(f"making the image {reference} (Debian {suite}, about a minute, once)")
         tar, started = Path(folder, "root.tar"), time.monotonic()
         debian(suite, PACKAGES, CUSTOMIZE, tar)
         _podman("import", "--quiet", str(tar), reference)
