@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from moehost import prose
-from moehost.client import Client, ClientError
+from moehost.client import Client, ClientError, first_key
 from moehost.runs import Run, line
 
 MODULES = ("__init__", "client", "prose", "runs", "bench")
@@ -218,8 +218,7 @@ def main(path: str) -> int:
     job = Job(**json.loads(Path(path).read_text()))
     key = ""
     if credentials := os.environ.get("CREDENTIALS_DIRECTORY"):
-        lines = Path(credentials, "api-keys").read_text().splitlines()
-        key = next(each.strip() for each in lines if each.strip() and not each.startswith("#"))
+        key = first_key(Path(credentials, "api-keys").read_text()) or ""
     try:
         bench = Bench(job, Client(job.url, key), (folder / "prose.txt").read_text(encoding="utf-8"))
         print(json.dumps(asdict(bench.opened)), flush=True)

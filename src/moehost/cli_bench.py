@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from moehost import cli_report, fingerprint, results, runs, services, settings
 from moehost.bench import Job
 from moehost.benching import here, there
+from moehost.client import first_key
 from moehost.runs import Run, RunsError, Session
 from moehost.settings import Service
 from moehost.terminal import FAILED, ask_host, say, stop
@@ -252,10 +253,10 @@ def _opened(data: dict[str, Any], found: Target, before: Session | None, folder:
 def _key(file: Path | None) -> str:
     if file is None:
         return ""
-    found = [line.strip() for line in file.read_text().splitlines() if line.strip() and not line.startswith("#")]
-    if not found:
+    key = first_key(file.read_text())
+    if key is None:
         stop(f"--api-key-file: {file} has no key in it")
-    return found[0]
+    return key
 
 
 def _progress() -> Progress:

@@ -12,7 +12,7 @@ import click
 from moehost import settings, show
 from moehost.doctor import examine, worst
 from moehost.finding import Finding
-from moehost.terminal import FAILED, ask_hosts, host_of, hosts, stop
+from moehost.terminal import FAILED, ask_hosts, data_of, host_of, hosts
 
 FACT = "roles.doctor.Doctor"
 
@@ -35,10 +35,7 @@ def doctor(target: str, as_json: bool, verbose: bool, inventory: str) -> None:
         moehost doctor inventory/hosts.py --json | jq 'map_values(.worst)'
     """
     if target.startswith("@"):
-        name, there = host_of(target), hosts(inventory)
-        if name not in there:
-            stop(f"{target}: is no host of {inventory}; it has {', '.join(there)}")
-        wanted = {name: there[name]}
+        wanted = {host_of(target): data_of(target, inventory)}
     else:
         inventory, wanted = target, hosts(target)
     found = _examined(wanted, inventory)

@@ -10,7 +10,7 @@ import click
 
 from moehost import settings
 from moehost.hardware import HardwareError
-from moehost.terminal import FAILED, ask_host, host_of, hosts, stop
+from moehost.terminal import FAILED, ask_host, data_of, host_of, stop
 from moehost.topology import parse
 
 FACT = "roles.host_tuning.facts.Topology"
@@ -31,11 +31,9 @@ def facts(target: str, as_json: bool, inventory: str) -> None:
         moehost facts @epyc.home.arpa
         moehost facts @epyc.home.arpa --json | jq .huge_pages
     """
-    name, there = host_of(target), hosts(inventory)
-    if name not in there:
-        stop(f"{target}: is no host of {inventory}; it has {', '.join(there)}")
+    name, data = host_of(target), data_of(target, inventory)
     try:
-        models_dir = settings.read(there[name]).models_dir
+        models_dir = settings.read(data).models_dir
     except settings.SettingsError as error:
         stop(*(f"{name}: {line}" for line in error.lines))
     texts, reason = ask_host(name, inventory, FACT)

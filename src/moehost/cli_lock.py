@@ -12,7 +12,7 @@ import click
 from moehost import lock as locking
 from moehost.lock import Lock, LockError
 from moehost.results import label
-from moehost.terminal import FAILED, ask_hosts, host_of, hosts, say, stop
+from moehost.terminal import FAILED, ask_hosts, data_of, host_of, hosts, say, stop
 
 FACT = "roles.lock.facts.Stack"
 FOLDER = Path("locks")
@@ -38,9 +38,8 @@ def lock(target: str, check: bool, folder: Path, as_json: bool, inventory: str) 
         moehost lock --check --json | jq 'map_values(length)'
     """
     if target.startswith("@"):
+        data_of(target, inventory)
         names = [host_of(target)]
-        if names[0] not in (there := hosts(inventory)):
-            stop(f"{target}: is no host of {inventory}; it has {', '.join(there)}")
     else:
         inventory, names = target, list(hosts(target))
     paths = {name: folder / f"{label(name)}.json" for name in names}

@@ -14,7 +14,7 @@ from moehost import measured, settings
 from moehost.hardware import HardwareError, Node, node_from_facts
 from moehost.measured import Hardware
 from moehost.memory_modules import modules
-from moehost.terminal import FAILED, ask_host, host_of, hosts, pyinfra, reason, say, stop
+from moehost.terminal import FAILED, ask_host, data_of, host_of, pyinfra, reason, say, stop
 
 FACT = "roles.doctor.Doctor"
 DEPLOY = "roles/measure/measure.py"
@@ -42,15 +42,13 @@ def measure(
         moehost measure @epyc.home.arpa --install-compiler
         moehost measure @epyc.home.arpa --path /srv/models/qwen --json | jq .memory.read_gb_s
     """
-    name, there = host_of(host), hosts(inventory)
     if not host.startswith("@"):
         stop(f"{host}: write the host as @{host}")
-    if name not in there:
-        stop(f"{host}: is no host of {inventory}; it has {', '.join(there)}")
+    name, data = host_of(host), data_of(host, inventory)
     if path is not None and not path.startswith("/"):
         stop(f"--path: {path!r} is not absolute; write the path on the node, e.g. /srv/models")
     try:
-        where = path or settings.read(there[name]).models_dir
+        where = path or settings.read(data).models_dir
     except settings.SettingsError as error:
         stop(*(f"{name}: {line}" for line in error.lines))
     node, job = _job(host, name, inventory)

@@ -20,6 +20,12 @@ class ClientError(RuntimeError):
     """Why a server gives no answer; one line."""
 
 
+def first_key(text: str) -> str | None:
+    """The key that a file of keys begins with; an owner's may have comments, and None is in an empty one."""
+    lines = (line.strip() for line in text.splitlines())
+    return next((line for line in lines if line and not line.startswith("#")), None)
+
+
 @dataclass(frozen=True)
 class Timings:
     """Tokens and seconds of an answer, with the names that `runs.Run` has for them."""

@@ -57,8 +57,13 @@ def write_json(path: Path, data: Any, durable: bool = True, indent: int | None =
 
     + durable: it is on the disk before this returns, in the order of the calls
     """
+    replace(path, (json.dumps(data, indent=indent) + "\n").encode(), durable)
+
+
+def replace(path: Path, data: bytes, durable: bool = True) -> None:
+    """Replaces a file at once; `durable` as in `write_json`."""
     fresh = path.with_name(f"{path.name}.new")
-    fresh.write_text(json.dumps(data, indent=indent) + "\n")
+    fresh.write_bytes(data)
     if durable:
         sync(fresh)
     fresh.replace(path)

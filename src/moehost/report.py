@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
@@ -14,6 +13,7 @@ from markupsafe import Markup
 
 from moehost import plots
 from moehost.daily_use import Needs
+from moehost.files import replace, write_json
 from moehost.runs import Run, Session
 from moehost.stats import Interval, PromptTime, Slope, Spread
 from moehost.summary import Summary, summarise
@@ -41,19 +41,13 @@ def write(session: Session, folder: Path, needs: Needs | None = None, names: Ite
     drawn = {name: plots.svg(figure) for name, figure in figures.items()}
     (folder / PLOTS).mkdir(parents=True, exist_ok=True)
     for name, text in drawn.items():
-        _replace(folder / PLOTS / f"{name}.svg", text.encode())
-        _replace(folder / PLOTS / f"{name}.png", plots.png(figures[name]))
-    _replace(folder / MARKDOWN, markdown(summary).encode())
-    _replace(folder / PAGE, page(summary, drawn).encode())
+        replace(folder / PLOTS / f"{name}.svg", text.encode(), durable=False)
+        replace(folder / PLOTS / f"{name}.png", plots.png(figures[name]), durable=False)
+    replace(folder / MARKDOWN, markdown(summary).encode(), durable=False)
+    replace(folder / PAGE, page(summary, drawn).encode(), durable=False)
     # Last, as it says that the others are there.
-    _replace(folder / SUMMARY, (json.dumps(summary.to_json(), indent=2) + "\n").encode())
+    write_json(folder / SUMMARY, summary.to_json(), durable=False, indent=2)
     return summary
-
-
-def _replace(path: Path, data: bytes) -> None:
-    fresh = path.with_name(f"{path.name}.new")
-    fresh.write_bytes(data)
-    fresh.replace(path)
 
 
 def page(summary: Summary, drawn: Mapping[str, str]) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 from moehost import settings
 from moehost.settings import Service
-from moehost.terminal import host_of, hosts, stop
+from moehost.terminal import data_of, host_of, stop
 
 
 @dataclass(frozen=True)
@@ -24,10 +24,7 @@ def choose(host: str, name: str | None, inventory: str) -> Chosen:
     """The service of this name of @HOST, or its only one; ends with a line where that is not clear."""
     if not host.startswith("@"):
         stop(f"{host}: write the host as @{host}")
-    there = hosts(inventory)
-    if host_of(host) not in there:
-        stop(f"{host}: is no host of {inventory}; it has {', '.join(there)}")
-    data = there[host_of(host)]
+    data = data_of(host, inventory)
     try:
         node = settings.read(data)
     except settings.SettingsError as error:

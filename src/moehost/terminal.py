@@ -70,6 +70,14 @@ def host_of(text: str) -> str:
     return text if "/" in text or text == "@local" else text.removeprefix("@")
 
 
+def data_of(target: str, inventory: str) -> dict[str, Any]:
+    """What an inventory has of @HOST; ends where it has no such host."""
+    there = hosts(inventory)
+    if host_of(target) not in there:
+        stop(f"{target}: is no host of {inventory}; it has {', '.join(there)}")
+    return there[host_of(target)]
+
+
 def ask_hosts(
     names: Iterable[str], inventory: str, fact: str, **arguments: str
 ) -> tuple[dict[str, Any], dict[str, str]]:

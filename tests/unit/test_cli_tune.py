@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from moehost import cli_tune, services, terminal
+from moehost import cli_tune, terminal
 
 
 def service(name: str, **more: Any) -> dict[str, Any]:
@@ -28,7 +28,7 @@ HOSTS = {
 
 @pytest.fixture(autouse=True)
 def inventory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(services, "hosts", lambda inventory: HOSTS)
+    monkeypatch.setattr(terminal, "hosts", lambda inventory: HOSTS)
     monkeypatch.chdir(tmp_path)
 
 
