@@ -14,7 +14,9 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from moehost import mistakes, source
 from moehost.setting import Settings, matching
+from moehost.settings_access import Firewall, Gateway
 from moehost.settings_engine import Engine
+from moehost.settings_metrics import Metrics, Notify
 from moehost.settings_nvidia import Nvidia
 from moehost.settings_tuning import Tuning
 
@@ -264,6 +266,15 @@ class Node(Settings):
     )
     download_connections: int = Field(8, ge=1, le=16, description="parallel ranges of a download")
     free_space_reserve_mib: int = Field(1024, ge=0, description="what a download must leave free on the disk, MiB")
+    verify_models: Literal["weekly", "monthly", "off"] = Field(
+        "monthly", description="how often the node compares its models with their checksums"
+    )
+    gateway: Gateway | None = Field(
+        None, description="a TLS proxy for the computers of your network; none if not given"
+    )
+    firewall: Firewall = Field(default_factory=lambda: Firewall.model_validate({}))
+    metrics: Metrics | None = Field(None, description="figures for Prometheus; none if not given")
+    notify: Notify | None = Field(None, description="how you are told when a unit fails; not at all if not given")
 
     @field_validator("hf_endpoint")
     @classmethod
@@ -304,6 +315,20 @@ class Node(Settings):
             )
         return self
 
+    @model_validator(mode="after")
+    def _ports_do_not_collide(self) -> Node:
+        taken = {service.port: f"services[{index}].port" for index, service in enumerate(self.services)}
+        others = {"gateway.port": self.gateway.port} if self.gateway else {}
+        if self.metrics:
+            others["metrics.port"] = self.metrics.port
+            if self.metrics.prometheus:
+                others["metrics.prometheus_port"] = self.metrics.prometheus_port
+        for key, port in others.items():
+            if port in taken:
+                raise ValueError(f"{key}: {port} is taken by {taken[port]}")
+            taken[port] = key
+        return self
+
     @property
     def has_containers(self) -> bool:
         """Whether a service runs in a container."""
@@ -322,6 +347,11 @@ class Node(Settings):
         """Files on this computer that the settings name, by the key's path."""
         files = {f"services[{n}].api_keys_file": each.api_keys_file for n, each in enumerate(self.services)}
         files |= {"hf_token_file": self.hf_token_file, "calibration_file": self.calibration_file}
+        if self.gateway:
+            for key in ("certificate_file", "certificate_key_file", "user_keys_file"):
+                files[f"gateway.{key}"] = getattr(self.gateway, key)
+        if self.notify:
+            files["notify.url_file"] = self.notify.url_file
         return {key: path for key, path in files.items() if path is not None}
 
     @property

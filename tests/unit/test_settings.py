@@ -46,7 +46,8 @@ UNKNOWN_KEYS = {
     "with all names, where none is near": (
         {"zzz": 1},
         "zzz: unknown setting; known: services, gpu, nvidia, tuning, allow_reboot, engine, models_dir, hf_endpoint, "
-        "hf_token_file, calibration_file, download_connections, free_space_reserve_mib",
+        "hf_token_file, calibration_file, download_connections, free_space_reserve_mib, verify_models, gateway, "
+        "firewall, metrics, notify",
     ),
     "in a service": (node(contxt=512), "services[0].contxt: unknown setting; did you mean 'context'?"),
     "in a later service": (
@@ -460,3 +461,45 @@ def test_a_container_toolkit_that_is_not_to_be_installed(version: str, why: str)
 )
 def test_containers_get_at_the_cards_where_one_needs_them(data: dict[str, Any], wanted: bool) -> None:
     assert read(data).has_container_toolkit is wanted
+
+
+ACCESS_REFUSED = {
+    "a network that has host bits": (
+        {"gateway": {"host": "llm.home.arpa", "allow_from": ["192.168.1.7/24"]}},
+        "gateway.allow_from[0]: '192.168.1.7/24' is no network (192.168.1.7/24 has host bits set); write e.g. "
+        "192.168.1.0/24 or fd00::/8",
+    ),
+    "half a certificate": (
+        {"gateway": {"host": "llm.home.arpa", "certificate_file": "/c.pem"}},
+        "gateway: certificate_file and certificate_key_file belong together; write both or none",
+    ),
+    "an origin with a path": (
+        {"gateway": {"host": "llm.home.arpa", "allowed_origins": ["https://chat.home.arpa/app"]}},
+        "gateway.allowed_origins[0]: 'https://chat.home.arpa/app' is no origin; write e.g. https://chat.home.arpa, "
+        "without a path",
+    ),
+    "rules without their policy": (
+        {"firewall": {"open_ports": [22]}},
+        "firewall: open_ports belongs to policy 'closed', and policy is 'services'",
+    ),
+    "a mail without an address": ({"notify": {"by": "mail"}}, "notify: by 'mail' needs mail_to, and no url_file"),
+    "a port of a service": (
+        {**node(), "gateway": {"host": "llm.home.arpa", "port": 8080}},
+        "gateway.port: 8080 is taken by services[0].port",
+    ),
+    "a port of the gateway": (
+        {"gateway": {"host": "llm.home.arpa", "port": 9100}, "metrics": {}},
+        "metrics.port: 9100 is taken by gateway.port",
+    ),
+}
+
+
+@pytest.mark.parametrize(("data", "line"), ACCESS_REFUSED.values(), ids=ACCESS_REFUSED)
+def test_access_and_watching_are_refused_in_one_line(data, line):
+    assert refused(data) == [line]
+
+
+def test_files_of_gateway_and_notification_are_looked_for():
+    gateway = {"host": "llm.home.arpa", "user_keys_file": "/keys"}
+    found = read({"gateway": gateway, "notify": {"by": "ntfy", "url_file": "/url"}}).local_files
+    assert found == {"gateway.user_keys_file": "/keys", "notify.url_file": "/url"}
