@@ -1,6 +1,6 @@
 # moehost: `make demo` shows it, `make test` proves it, `make` lists the rest.
 .DEFAULT_GOAL := help
-.PHONY: help setup host-packages demo test test-quick test-slow test-molecule test-interrupted test-engine test-switch test-nvidia test-bench test-vm lint format lock clean
+.PHONY: help setup host-packages demo test test-quick test-slow test-molecule test-interrupted test-engine test-switch test-nvidia test-trust test-faults test-bench test-vm lint format lock clean
 SHELL := /bin/sh
 
 PYTHON ?= python3
@@ -43,7 +43,7 @@ demo: setup ## Start the sandbox, provision it, ask its model something
 
 test: lint test-quick test-slow $(MODEL) ## Everything
 	@echo "== Containers, two suites at a time: what each of them says comes when it is through"
-	$(MAKE) --no-print-directory --jobs=2 --output-sync=target test-engine test-nvidia test-molecule
+	$(MAKE) --no-print-directory --jobs=2 --output-sync=target test-engine test-trust test-faults test-nvidia test-molecule
 	@echo "== Deploys that are killed at moments of the clock, benchmarks, an emulated machine: nothing runs beside them"
 	$(MAKE) --no-print-directory test-interrupted test-switch test-bench test-vm
 	@echo "== all tests passed"
@@ -74,6 +74,13 @@ test-nvidia: setup $(MODEL) ## A node with stub cards: driver, container toolkit
 	pytest tests/old_podman
 	pytest tests/nvidia_ubuntu
 	@cat .sandbox/nvidia-figures
+
+test-trust: setup $(MODEL) ## Who gets at a node: gateway, firewall, secrets; metrics and notification; 128 clients for five minutes
+	molecule test --scenario-name trust
+	@cat .sandbox/load-figures
+
+test-faults: setup $(MODEL) ## The fault drill: each fault caused, seen, mended; prints its table
+	molecule test --scenario-name faults
 
 test-bench: setup $(MODEL) ## Benchmarks of a node: 28 runs, verdicts, the search for the best configuration; reports in a browser
 	PYTHON=$(PYTHON) scripts/host-packages browser

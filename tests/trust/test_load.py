@@ -1,8 +1,8 @@
 """The service under 64 clients and, at the same time, under 64 more that come by the gateway from another computer.
 
 LOAD_S is how long, in seconds; five minutes if nobody says. Among the clients are such that drop a stream in the
-middle, leave before an answer has begun, or send rubbish. Afterwards everything must be as it was: the same processes,
-no slot that is still at work, the memory that it had after the first part of the time.
+middle, leave before an answer has begun, or send rubbish. Afterwards everything must be as it was: the same
+processes, no slot that is still at work, the memory that it had after the first part of the time.
 """
 
 import json
