@@ -119,7 +119,7 @@ def _guarded(node: Node) -> Iterable[Door]:
     if node.metrics:
         inside += [node.metrics.port, *([node.metrics.prometheus_port] if node.metrics.prometheus else [])]
     if inside:
-        yield Door("what listens on loopback, and should it ever listen elsewhere", tuple(inside), ())
+        yield Door("what is on loopback only", tuple(inside), ())
 
 
 def _sources(networks: Iterable[str]) -> tuple[str, ...]:
