@@ -1,4 +1,4 @@
-"""The packet filter: installed, tried, kept, loaded anew where it was lost, taken away; and whether one gets back in."""
+"""The packet filter: installed, tried, kept, loaded anew where it was lost, taken away; and who gets back in."""
 
 from types import SimpleNamespace
 
