@@ -56,6 +56,9 @@ def listening(node):
         node.run(
             f"systemd-run --quiet --collect --unit=somebody-{port} python3 -m http.server -d /usr/share/doc {port}"
         )
+    for port in (8000, 8001):
+        url = f"http://127.0.0.1:{port}/"
+        node.run(f"curl --silent --output /dev/null --retry 20 --retry-delay 1 --retry-connrefused {url}")
     yield
     node.run("systemctl stop somebody-8000 somebody-8001 2>/dev/null || true")
 
