@@ -20,6 +20,7 @@ class Source:
     """What a service's unit is made from.
 
     + release: name of the engine's release
+    + addresses: whom it exchanges packets with, as systemd has it; none where nothing is filtered
     + podman: version of the node's Podman, (0, 0) without one
     """
 
@@ -27,6 +28,7 @@ class Source:
     plan: Plan
     model_path: str
     release: str
+    addresses: tuple[str, ...]
     podman: tuple[int, int] = (0, 0)
 
     @property
@@ -78,6 +80,7 @@ class Source:
         placement = self.plan.placement
         return {
             "service": self.service,
+            "addresses": self.addresses,
             "environment": placement.env,
             "model_path": self.model_path,
             "model_dir": self.model_path.rpartition("/")[0],

@@ -8,7 +8,7 @@ from typing import Any
 
 from pyinfra import host, logger
 
-from moehost import container, engine
+from moehost import container, engine, firewall
 from moehost.gguf import GgufSet, Header
 from moehost.hardware import node_from_facts
 from moehost.plan import REFUSALS, Plan, make
@@ -131,7 +131,8 @@ def wanted(node: Node, service: Service, index: int, constants: Constants, relea
         if tried:
             margins = tuple(tried["margins_mib"])
             plan = make(service, model_path, found, machine, build["dialect"], constants, margins, node.tuning)
-        source = Source(service, plan, model_path, contract["release"])
+        allowed = firewall.addresses(node, service.host)
+        source = Source(service, plan, model_path, contract["release"], allowed)
     except REFUSALS as reason:
         raise Refused(f"{where}: {reason}") from None
 

@@ -18,6 +18,7 @@ from roles.base.facts import Directories
 from roles.doctor import Doctor
 from roles.doctor.facts import Condition
 from roles.facts import DpkgAudit, FileStates, Machine, MissingPackages, OsRelease, SourceState
+from roles.firewall.facts import Access, Filter
 from roles.host_tuning.facts import Topology
 from roles.ik_llama.facts import Build, Images, Mirrors, PackageCandidates, PackagedEngine, Releases
 from roles.llama_server.facts import ArgumentsProbe, EngineContract, Inputs, InstalledServices, ServiceState
@@ -525,3 +526,21 @@ def test_the_texts_of_several_facts_are_asked_for_at_once(node):
 def test_a_line_that_looks_like_a_key_is_none(node):
     node.program("lscpu", "echo; echo '=== of the processor'")
     assert node.ask(Machine)["lscpu"] == "\n=== of the processor\n"
+
+
+def test_a_node_without_a_packet_filter(node):
+    for name in ("systemctl", "nft", "ss", "getent"):
+        node.program(name, "exit 1")
+    assert node.ask(Filter) == Filter().default() | {"nft": f"{node.programs}/nft\n"}
+    texts = node.ask(Access)
+    assert (texts["accounts"], texts["listening"], texts["sockets"]) == ("", "", "")
+
+
+def test_where_a_deploy_comes_from_is_known_even_below_sudo():
+    # Which takes it out of the environment of what it starts, and not out of its own.
+    command = StringCommand(Access().command()).get_raw_value()
+    words = ["sh", "-c", 'env -u SSH_CONNECTION sh -c "$1"; true', "login", command]
+    environment = {**os.environ, "SSH_CONNECTION": "192.0.2.9 50000 192.0.2.7 2022"}
+    done = subprocess.run(words, capture_output=True, text=True, env=environment)
+    found = Access().process(done.stdout.splitlines())
+    assert found["connection"] == "192.0.2.9 50000 192.0.2.7 2022\n"

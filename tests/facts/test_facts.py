@@ -79,6 +79,8 @@ OF_NOTHING = {
     "facts.Machine": dict.fromkeys(["lscpu", "meminfo", "nvidia_smi", "has_memory", "l3_ids", "measured"], ""),
     "facts.MissingPackages": [],
     "facts.OsRelease": {},
+    "firewall.facts.Access": dict.fromkeys(["accounts", "listening", "sockets", "connection"], ""),
+    "firewall.facts.Filter": dict.fromkeys(["nft", "files", "unit", "table", "kept", "trying"], ""),
     "gpu_gate.facts.Gate": dict.fromkeys(["cards", "state", "ready", "answering"], ""),
     "host_tuning.facts.Topology": dict.fromkeys(OF_A_HOST, ""),
     "ik_llama.facts.Build": {},

@@ -15,6 +15,7 @@ ROOT = HERE.parents[1]
 FOLDERS = sorted(path for path in HERE.iterdir() if "." in path.name and path.is_dir())
 PLAIN = {
     "apt.apt_source": "test_apt_source.py",
+    "firewall.operations.filtered": "test_filtered.py",
     "gpu_gate.operations.gate": "test_gate.py",
     "host_tuning.operations.tuned": "test_host_tuning.py",
     "ik_llama.build.release": "test_release.py",

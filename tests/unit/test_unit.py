@@ -18,9 +18,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jinja2 import UndefinedError
 
-from moehost import settings
+from moehost import firewall, settings
 from moehost.hardware import Node
 from moehost.plan import make
+from moehost.settings_access import PRIVATE
 from moehost.settings_tuning import Tuning
 from moehost.unit import exec_line
 from roles.llama_server.units import Source
@@ -31,18 +32,30 @@ from tests.unit.machines import epyc_9175f, with_numa_nodes
 GOLDEN = Path(__file__).parents[1] / "fixtures/units"
 
 
-def service(**more: Any) -> settings.Service:
+def described(**more: Any) -> settings.Node:
     model = {"name": "Qwen3.5-397B-A17B-IQ4_NL", "source": "file:///srv/q-00001-of-00006.gguf"}
-    node = {"services": [{"name": "qwen", "model": model, **more}], "engine": {"image": {}}}
-    return settings.read(node).services[0]
+    firewall = more.pop("firewall", {})
+    return settings.read(
+        {
+            "services": [{"name": "qwen", "model": model, **more}],
+            "engine": {"image": {}},
+            "firewall": firewall,
+        }
+    )
+
+
+def service(**more: Any) -> settings.Service:
+    return described(**more).services[0]
 
 
 def unit(dialect: str, node: Node, podman: tuple[int, int] = (0, 0), huge_pages: str = "auto", **more: Any) -> str:
     """The unit or Quadlet of a service as it is planned for a machine."""
-    wanted, tuning = service(**more), Tuning.model_validate({"huge_pages": huge_pages})
+    on, tuning = described(**more), Tuning.model_validate({"huge_pages": huge_pages})
+    wanted = on.services[0]
     path = "/srv/models/Qwen3.5-397B-A17B-IQ4_NL/q-00001-of-00006.gguf"
     plan = make(wanted, path, HEADERS, node, dialect, tuning=tuning)
-    return Source(wanted, plan, path, "8337e4cd3861-b1f28538", podman).text("0123456789abcdef")
+    allowed = firewall.addresses(on, wanted.host)
+    return Source(wanted, plan, path, "8337e4cd3861-b1f28538", allowed, podman).text("0123456789abcdef")
 
 
 HEADERS = as_set(qwen35_397b())
@@ -186,10 +199,19 @@ class TestVariants:
         assert values(UNITS["cpu"], "IPAddressAllow") == ["localhost"]
 
     def test_a_server_for_others_is_reached_by_them_on_its_port_alone(self) -> None:
-        assert values(UNITS["open"], "IPAddressDeny") == []
+        assert values(UNITS["open"], "IPAddressDeny") == ["any"]
+        assert values(UNITS["open"], "IPAddressAllow") == [f"localhost {' '.join(PRIVATE)}"]
         assert values(UNITS["open"], "SocketBindDeny") == ["any"]
         assert values(UNITS["open"], "SocketBindAllow") == ["tcp:9000"]
         assert values(UNITS["open"], "ExecStartPost")[0].split()[1] == "http://127.0.0.1:9000"
+
+    def test_a_machine_reaches_its_own_server_whoever_else_may(self) -> None:
+        text = unit("llama.cpp", epyc_9175f(0), host="192.0.2.7", firewall={"allow_from": ["fd00::/8"]})
+        assert values(text, "IPAddressAllow") == ["localhost 192.0.2.7 fd00::/8"]
+
+    def test_without_a_firewall_a_server_for_others_is_reached_by_all(self) -> None:
+        text = unit("llama.cpp", epyc_9175f(0), host="0.0.0.0", firewall={"policy": "off"})
+        assert values(text, "IPAddressDeny") == values(text, "IPAddressAllow") == []
 
     def test_settings_arrive_in_their_directives(self) -> None:
         assert values(UNITS["open"], "MemoryMax") == ["700G"]
