@@ -44,7 +44,8 @@ def benched(folder: str, service: str) -> Iterator[Any]:
     address = urlsplit(job["url"]).hostname or ""
     properties = [*confined.bench(THERE, address), f"LoadCredential=api-keys:/etc/moehost/{service}/api-keys"]
     yield StringCommand(
-        f"chmod -R a+rX {THERE} && systemd-run --quiet --collect --unit={UNIT}",
+        f"chmod -R a+rX {THERE} &&",
+        f"systemd-run --quiet --collect --unit={UNIT}",
         *unit_options(properties),
         f"--setenv=PYTHONPATH={THERE} python3 -B -m moehost.bench {THERE}/job.json",
     )

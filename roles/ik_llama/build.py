@@ -122,11 +122,12 @@ def _built(made: Recipe, folder: str, chain: toolchain.Toolchain, cuda: Cuda | N
     if build.get("done"):
         return
     if not (build.get("state") == "active" and build.get("release") == made.release):
-        # An empty folder, and the script where the builder can't write: a build before this one may have left links.
+        # A folder with an empty log, and the script where the builder can't write: a build before this one may have
+        # left links.
         yield StringCommand(
             f"systemctl stop {UNIT} 2>/dev/null; systemctl reset-failed {UNIT} 2>/dev/null;",
-            f"runuser -u {BUILDER} -- sh -c 'rm -rf \"$0\" && mkdir -p \"$0\"'", QuoteString(folder),
-            f"&& cat >{SCRIPT}",
+            f"runuser -u {BUILDER} -- sh -c 'rm -rf \"$0\" && mkdir -p \"$0\" && touch \"$0/build.log\"'",
+            QuoteString(folder), f"&& cat >{SCRIPT}",
             _stdin=render("ik_llama/build.j2", recipe=made, targets=recipe.TARGETS),
         )  # fmt: skip
         properties = [

@@ -22,6 +22,7 @@ BASE: Mapping[str, str] = {
     "ProtectSystem": "strict",
     "ProtectHome": "yes",
     "PrivateTmp": "yes",
+    "PrivateMounts": "yes",
     "PrivateDevices": "yes",
     "DevicePolicy": "closed",
     "PrivateIPC": "yes",
