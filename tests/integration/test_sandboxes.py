@@ -153,7 +153,7 @@ class TestStore:
         changes(node.deploy())
 
     def test_the_store_of_an_older_version_is_taken_over_and_nothing_fetched(self, node):
-        """It was root's, as on a machine before there was an account for it; a number that is nobody's is the same."""
+        """It was root's, and a part of it a number that is nobody's."""
         folder = f"{STORE}/tiny-qwen35moe"
         node.run(f"chown -R root:root {STORE} && chown 54321:54321 {folder}/manifest.json")
         node.run(f"ln {folder}/tiny-qwen35moe.gguf /srv/theirs.gguf && chown games:games /srv/theirs.gguf")
