@@ -186,7 +186,7 @@ def bench(folder: str, host: str) -> list[str]:
 def tune(folder: str, host: str, has_cards: bool) -> list[str]:
     """Of what stops a service and launches engines in its place, as the service's account and with its restrictions.
 
-    + folder: its programs, jobs and answers
+    + folder: below /run, its programs, jobs and answers; gone with the unit
     + host: address of the service
     + has_cards: whether engines compute on cards
     """
@@ -196,7 +196,9 @@ def tune(folder: str, host: str, has_cards: bool) -> list[str]:
         "CapabilityBoundingSet": "CAP_SETUID CAP_SETGID CAP_KILL",
         # The requests of the service that is to stop are counted with its key.
         "InaccessiblePaths": "",
-        "ReadWritePaths": folder,
+        # systemd removes it in the end: the unit itself can't, for which it is a mount.
+        "RuntimeDirectory": folder.removeprefix("/run/"),
+        "RuntimeDirectoryMode": "0700",
         "PrivateNetwork": "no",
         "RestrictAddressFamilies": "AF_INET AF_INET6 AF_UNIX" + (" AF_NETLINK" if has_cards else ""),
         **_addresses([host]),
