@@ -61,12 +61,24 @@ class TestDownloadAndBuild:
     def test_it_writes_where_it_works_and_nowhere_else(self, node, unit):
         properties, user = UNITS[unit]
         own, other = (STORE, WORKSHOP) if user == "moehost-fetch" else (WORKSHOP, STORE)
-        places = [own, other, "/opt/moehost/engine", "/usr/local/libexec/moehost", "/etc", "/var/tmp", "/run"]
+        # By its account, and by what it sees of the disk: one folder is for all to write.
+        node.run("mkdir -p -m 777 /srv/for-all")
+        places = [
+            own,
+            other,
+            "/srv/for-all",
+            "/opt/moehost/engine",
+            "/usr/local/libexec/moehost",
+            "/etc",
+            "/var/tmp",
+            "/run",
+        ]
         script = (
             f"for each in {' '.join(places)}; do touch $each/trial 2>/dev/null && rm $each/trial && echo $each; done"
         )
         # /var/tmp is its own, and gone with it.
         assert inside(node, properties, script)[1].split() == [own, "/var/tmp"]
+        node.run("rmdir /srv/for-all")
 
 
 def test_only_what_needs_a_network_has_one(node):
