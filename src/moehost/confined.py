@@ -70,7 +70,8 @@ def _addresses(hosts: Iterable[str]) -> dict[str, str]:
     """Nothing beyond loopback and these addresses of the node's own, as they stand in a URL."""
     plain = {each.strip("[]") for each in hosts}
     further = sorted(each for each in plain if not ipaddress.ip_address(each).is_loopback)
-    return {"IPAddressAllow": " ".join(["localhost", *further])}
+    # systemd-run knows the word `localhost` alone, and not in a list.
+    return {"IPAddressAllow": " ".join(["127.0.0.0/8", "::1/128", *further])}
 
 
 def _cards(has_cards: bool) -> dict[str, str]:
