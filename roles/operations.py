@@ -51,6 +51,11 @@ def _refused(state: Any, host: Any, reason: str) -> bool:
     return False
 
 
+def unit_options(properties: list[str]) -> list[Any]:
+    """The options of systemd-run for a unit with these properties."""
+    return [QuoteString(f"--property={each}") for each in properties]
+
+
 def rebooted(reasons: str) -> Iterator[Any]:
     """Reboot the node, and wait until it answers again, with another boot than before."""
     logger.warning("[%s] rebooting: %s", host.name, reasons)

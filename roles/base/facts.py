@@ -1,10 +1,12 @@
-"""What a node has of moehost's account and directories."""
+"""What a node has of moehost's accounts and directories."""
 
 from pyinfra.api import FactBase, QuoteString, StringCommand
 
+from moehost.confined import BUILDER, FETCHER
+
 
 class Directories(FactBase[dict[str, str]]):
-    """`owner:group mode` of each of the directories that is there, and of `account` if the account is.
+    """`owner:group mode` of each of the directories that is there, and of `account` if all accounts are.
 
     + paths: paths of directories
     """
@@ -13,7 +15,7 @@ class Directories(FactBase[dict[str, str]]):
 
     def command(self, paths: list[str]) -> StringCommand:
         return StringCommand(
-            "getent passwd moehost >/dev/null && echo present account;",
+            f"getent passwd moehost {BUILDER} {FETCHER} >/dev/null && echo present account;",
             "stat -L -c '%U:%G %a %n'", *(QuoteString(path) for path in paths), "2>/dev/null || true",
         )  # fmt: skip
 

@@ -5,13 +5,14 @@ from collections.abc import Iterator
 from pyinfra import host
 from pyinfra.api import operation
 
+from moehost.confined import BUILDER, FETCHER
 from roles.base.facts import Directories
 
 DIRECTORIES = {
     "/etc/moehost": "root:root 755",
     "/opt/moehost/engine/releases": "root:root 755",
     "/usr/local/libexec/moehost": "root:root 755",
-    "/var/lib/moehost-build": "moehost-build:moehost-build 755",
+    "/var/lib/moehost-build": f"{BUILDER}:{BUILDER} 755",
 }
 
 
@@ -22,7 +23,7 @@ def account_and_directories(models_dir: str) -> Iterator[str]:
 
     + models_dir: the model store
     """
-    wanted = DIRECTORIES | {models_dir: "root:root 755", "account": "present"}
+    wanted = DIRECTORIES | {models_dir: f"{FETCHER}:{FETCHER} 755", "account": "present"}
     if host.get_fact(Directories, paths=[*DIRECTORIES, models_dir]) == wanted:
         host.noop("the accounts and the directories are there")
         return

@@ -5,42 +5,24 @@
 FOLDER on this computer holds `job.json`, and gets `answers.jsonl`; `moehost bench` makes it.
 """
 
+import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from pyinfra import host
-from pyinfra.api import FileUploadCommand, FunctionCommand, QuoteString, StringCommand, operation
+from pyinfra.api import FileUploadCommand, FunctionCommand, StringCommand, operation
 
 import moehost
+from moehost import confined
 from moehost.bench import MODULES
-from roles.operations import TEMPLATES
+from roles.operations import TEMPLATES, unit_options
 
 UNIT = "moehost-bench.service"
 THERE = "/run/moehost-bench"
 POLL_S = 0.5
-
-# It may ask this machine's services, read its own folder and the keys of one service, and nothing else.
-SANDBOX = [
-    "DynamicUser=yes",
-    "CapabilityBoundingSet=",
-    "NoNewPrivileges=yes",
-    "ProtectSystem=strict",
-    "ProtectHome=yes",
-    "PrivateTmp=yes",
-    "PrivateDevices=yes",
-    "ProtectKernelTunables=yes",
-    "ProtectControlGroups=yes",
-    "RestrictAddressFamilies=AF_INET AF_INET6",
-    "RestrictNamespaces=yes",
-    "MemoryDenyWriteExecute=yes",
-    "SystemCallFilter=@system-service",
-    f"StandardOutput=append:{THERE}/answers.jsonl",
-    f"WorkingDirectory={THERE}",
-    # A day: no benchmark takes that long.
-    "RuntimeMaxSec=86400",
-]
 
 
 @operation(is_idempotent=False)
@@ -58,10 +40,13 @@ def benched(folder: str, service: str) -> Iterator[Any]:
     yield StringCommand(f"systemctl stop {UNIT} 2>/dev/null; rm -rf {THERE} && mkdir -p -m 755 {THERE}/moehost")
     for target, path in uploads.items():
         yield FileUploadCommand(str(path), target, remote_temp_filename=host.get_temp_filename(target))
-    properties = [*SANDBOX, f"LoadCredential=api-keys:/etc/moehost/{service}/api-keys"]
+    job = json.loads(Path(folder, "job.json").read_text())
+    address = urlsplit(job["url"]).hostname or ""
+    properties = [*confined.bench(THERE, address), f"LoadCredential=api-keys:/etc/moehost/{service}/api-keys"]
     yield StringCommand(
-        f"chmod -R a+rX {THERE} && systemd-run --quiet --collect --unit={UNIT}",
-        *(QuoteString(f"--property={each}") for each in properties),
+        f"chmod -R a+rX {THERE} &&",
+        f"systemd-run --quiet --collect --unit={UNIT}",
+        *unit_options(properties),
         f"--setenv=PYTHONPATH={THERE} python3 -B -m moehost.bench {THERE}/job.json",
     )
     yield FunctionCommand(_follow, (folder,), {})

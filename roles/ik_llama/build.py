@@ -11,16 +11,17 @@ from typing import Any
 from pyinfra import host, logger
 from pyinfra.api import FileUploadCommand, FunctionCommand, QuoteString, StringCommand, operation
 
-from moehost import prove, recipe, toolchain
+from moehost import confined, prove, recipe, toolchain
+from moehost.confined import BUILDER
 from moehost.files import sha256_of
 from moehost.recipe import Recipe
 from moehost.settings_engine import Engine
 from moehost.toolchain import Cuda, ToolchainError
 from roles.facts import FileStates
 from roles.ik_llama.cuda import cuda_toolkit
-from roles.ik_llama.facts import BUILDER, ENGINE, PACKAGES, RELEASES, WORKSHOP, Build, Checkout, Releases, Toolchain
+from roles.ik_llama.facts import ENGINE, PACKAGES, RELEASES, WORKSHOP, Build, Checkout, Releases, Toolchain
 from roles.ik_llama.operations import chosen, suite_in_use
-from roles.operations import packages, refuse, render
+from roles.operations import packages, refuse, render, unit_options
 
 SOURCE = f"{WORKSHOP}/source"
 UNIT = "moehost-build.service"
@@ -28,32 +29,6 @@ SCRIPT = "/run/moehost-build.sh"
 MODEL = f"{ENGINE}/proof.gguf"
 # A card on which the small model surely has room beside what serves just now.
 ROOM_MIB = 2048
-
-# What is built is a stranger's program until it is proven: it gets the workshop, and nothing of the keys and models.
-SANDBOX = [
-    f"User={BUILDER}",
-    f"Environment=HOME={WORKSHOP}",
-    f"WorkingDirectory={WORKSHOP}",
-    f"ReadWritePaths={WORKSHOP}",
-    "CapabilityBoundingSet=",
-    "NoNewPrivileges=yes",
-    "ProtectSystem=strict",
-    "ProtectHome=yes",
-    "InaccessiblePaths=-/etc/moehost",
-    "PrivateTmp=yes",
-    "ProtectKernelTunables=yes",
-    "ProtectControlGroups=yes",
-    "RestrictNamespaces=yes",
-    "LockPersonality=yes",
-    "SystemCallFilter=@system-service",
-]
-# The model that serves just now comes first.
-LAST = ["Nice=19", "CPUSchedulingPolicy=batch", "CPUWeight=10", "IOWeight=10", "OOMScoreAdjust=1000"]
-
-
-def unit_options(*more: str, sandbox: list[str] = SANDBOX) -> list[Any]:
-    """The options of systemd-run for work on engines: the sandbox, the end of every queue, and these properties."""
-    return [QuoteString(f"--property={each}") for each in (*sandbox, *LAST, *more)]
 
 
 @operation()
@@ -71,7 +46,7 @@ def checkout(url: str, commit: str) -> Iterator[StringCommand]:
     yield StringCommand("systemctl stop moehost-checkout.service 2>/dev/null; true")
     yield StringCommand(
         "systemd-run --quiet --wait --pipe --collect --unit=moehost-checkout",
-        *unit_options(), "sh -s --", QuoteString(url), commit, SOURCE,
+        *unit_options(confined.checkout(WORKSHOP)), "sh -s --", QuoteString(url), commit, SOURCE,
         _stdin=render("ik_llama/checkout.j2"),
     )  # fmt: skip
 
@@ -147,19 +122,19 @@ def _built(made: Recipe, folder: str, chain: toolchain.Toolchain, cuda: Cuda | N
     if build.get("done"):
         return
     if not (build.get("state") == "active" and build.get("release") == made.release):
-        # An empty folder, and the script where the builder can't write: a build before this one may have left links.
+        # A folder with an empty log, and the script where the builder can't write: a build before this one may have
+        # left links.
         yield StringCommand(
             f"systemctl stop {UNIT} 2>/dev/null; systemctl reset-failed {UNIT} 2>/dev/null;",
-            f"runuser -u {BUILDER} -- sh -c 'rm -rf \"$0\" && mkdir -p \"$0\"'", QuoteString(folder),
-            f"&& cat >{SCRIPT}",
+            f"runuser -u {BUILDER} -- sh -c 'rm -rf \"$0\" && mkdir -p \"$0\" && touch \"$0/build.log\"'",
+            QuoteString(folder), f"&& cat >{SCRIPT}",
             _stdin=render("ik_llama/build.j2", recipe=made, targets=recipe.TARGETS),
         )  # fmt: skip
         properties = [
+            *confined.build(WORKSHOP),
             f"Environment=CCACHE_DIR={WORKSHOP}/ccache CCACHE_MAXSIZE=20G CCACHE_BASEDIR={WORKSHOP}",
             f"MemoryMax={chain.memory_max_mib}M",
             "MemorySwapMax=0",
-            "PrivateNetwork=yes",
-            "PrivateDevices=yes",
             f"StandardOutput=append:{folder}/build.log",
             f"StandardError=append:{folder}/build.log",
         ]
@@ -167,7 +142,7 @@ def _built(made: Recipe, folder: str, chain: toolchain.Toolchain, cuda: Cuda | N
             properties.append(f"Environment=CUDACXX={cuda.path}/bin/nvcc CUDAToolkit_ROOT={cuda.path}")
         yield StringCommand(
             f"systemd-run --quiet --no-block --unit={UNIT} --description={made.release}",
-            *unit_options(*properties), "sh", SCRIPT, SOURCE, QuoteString(folder), str(chain.jobs),
+            *unit_options(properties), "sh", SCRIPT, SOURCE, QuoteString(folder), str(chain.jobs),
         )  # fmt: skip
     yield FunctionCommand(watch, (made.release, folder, UNIT), {})
 
@@ -229,12 +204,12 @@ def small_model(to: str) -> Iterator[Any]:
 def _proven(state: Any, host: Any, made: Recipe, job: prove.Job, identity: dict[str, Any]) -> bool:
     """Prove what was built and keep it, or take it away and say what is wrong with it."""
     new, folder = f"{RELEASES}/.{made.release}", f"{WORKSHOP}/builds/{made.release}"
-    network = ["PrivateNetwork=yes"] if job.gpu_layers is not None else ["PrivateNetwork=yes", "PrivateDevices=yes"]
+    properties = confined.prove(WORKSHOP, has_cards=job.gpu_layers is not None)
     host.run_shell_command(StringCommand("systemctl stop moehost-prove.service 2>/dev/null; true"))
     _, output = host.run_shell_command(
         StringCommand(
             "systemd-run --quiet --wait --pipe --collect --unit=moehost-prove",
-            *unit_options(*network), "python3 -", QuoteString(json.dumps(asdict(job))),
+            *unit_options(properties), "python3 -", QuoteString(json.dumps(asdict(job))),
         ),
         _stdin=Path(prove.__file__).read_text(),
     )  # fmt: skip

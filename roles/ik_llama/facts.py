@@ -4,13 +4,13 @@ from typing import Any
 
 from pyinfra.api import FactBase, QuoteString, StringCommand
 
+from moehost.confined import BUILDER
 from roles.facts import CARDS, MissingPackages, Texts, from_json
 
 ENGINE = "/opt/moehost/engine"
 RELEASES = f"{ENGINE}/releases"
-# Where engines are built, and by whom.
+# Where engines are built.
 WORKSHOP = "/var/lib/moehost-build"
-BUILDER = "moehost-build"
 # Where container images are made: root's, since root runs what lies there, and the builder may write to its workshop.
 IMAGES = "/var/lib/moehost-image"
 BAKERY = "moehost-image.service"

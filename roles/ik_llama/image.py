@@ -10,17 +10,16 @@ from typing import Any
 from pyinfra import host
 from pyinfra.api import FunctionCommand, QuoteString, StringCommand, operation
 
-from moehost import bake, container, images, prove, recipe, toolchain
+from moehost import bake, confined, container, images, prove, recipe, toolchain
+from moehost.confined import BUILDER
 from moehost.images import Base, ImageError, There
 from moehost.settings_engine import Engine
-from roles.ik_llama.build import SOURCE, checkout, small_model, unit_options, watch
-from roles.ik_llama.facts import BAKERY, BUILDER, ENGINE, IMAGES, PACKAGES, WORKSHOP, Build, Images, Toolchain
-from roles.operations import files, packages, refuse, render
+from roles.ik_llama.build import SOURCE, checkout, small_model, watch
+from roles.ik_llama.facts import BAKERY, ENGINE, IMAGES, PACKAGES, WORKSHOP, Build, Images, Toolchain
+from roles.operations import files, packages, refuse, render, unit_options
 
 # Where NVIDIA's images have it.
 CUDA = "/usr/local/cuda"
-# Podman needs root, but no key; the stages that run the engine's own code are somebody else's (Containerfile.j2).
-UNIT = ["Environment=HOME=/root", "InaccessiblePaths=-/etc/moehost", "PrivateTmp=yes", "MemorySwapMax=0"]
 
 
 @operation()
@@ -126,7 +125,7 @@ def _made(engine: Engine, there: There, base: Base, texts: dict[str, str], made_
         log = [f"StandardOutput=append:{folder}/build.log", f"StandardError=append:{folder}/build.log"]
         yield StringCommand(
             f"systemd-run --quiet --no-block --unit={BAKERY} --description", QuoteString(title),
-            *unit_options(f"MemoryMax={chain.memory_max_mib}M", *log, sandbox=UNIT),
+            *unit_options([*confined.image(), f"MemoryMax={chain.memory_max_mib}M", *log]),
             "python3", QuoteString(f"{folder}/bake.py"), QuoteString(folder),
         )  # fmt: skip
     yield FunctionCommand(watch, (f"image {release}", folder, BAKERY), {})

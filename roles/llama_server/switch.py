@@ -10,18 +10,20 @@ from typing import Any
 from pyinfra import host, logger
 from pyinfra.api import FunctionCommand, StringCommand, operation
 
-from moehost import switch
+from moehost import confined, switch
 from moehost.settings import Node
 from moehost.speed import Constants
 from roles.ik_llama.facts import ENGINE, Releases
 from roles.llama_server.facts import Switch
-from roles.llama_server.units import folder
+from roles.llama_server.units import UNITS, folder
 from roles.llama_server.wanted import NotYet, Refused, Wanted, wanted
-from roles.operations import refuse
+from roles.operations import refuse, unit_options
 
 UNIT = "moehost-switch.service"
 # Below /run: after a reboot there is no switch to go on with.
 FOLDER = "/run/moehost-switch"
+# Units and Quadlets, plans, and the links to releases.
+WRITTEN = [str(switch.TRIALS), UNITS, "-/etc/containers", "/etc/moehost", ENGINE]
 
 
 @operation()
@@ -68,8 +70,11 @@ def switched(node: Node, constants: Constants) -> Iterator[Any]:
     )  # fmt: skip
     yield StringCommand("cat >", f"{FOLDER}/job.json", _stdin=json.dumps(asdict(job)))
     yield StringCommand(
-        f"systemctl reset-failed {UNIT} 2>/dev/null; systemd-run --quiet --collect --unit={UNIT}",
-        f"--description='Switch to the engine {job.new}' python3 -B {FOLDER}/switch.py {FOLDER}/job.json",
+        # What it may write is there, or is no folder of its sandbox.
+        f"mkdir -p {switch.TRIALS}; systemctl reset-failed {UNIT} 2>/dev/null;",
+        f"systemd-run --quiet --collect --unit={UNIT} --description='Switch to the engine {job.new}'",
+        *unit_options(confined.switch(FOLDER, WRITTEN, [each.url_host for each in node.services])),
+        f"python3 -B {FOLDER}/switch.py {FOLDER}/job.json",
     )
     yield FunctionCommand(_watch, (job.new,), {})
 

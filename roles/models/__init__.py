@@ -8,7 +8,7 @@ from pyinfra.api import deploy
 import moehost
 from moehost import fetch, rehearse
 from moehost.settings import Node
-from roles.models.operations import LIBRARY, TOKEN, stored
+from roles.models.operations import LIBRARY, TOKEN, owned, stored
 from roles.operations import files
 
 
@@ -26,5 +26,6 @@ def models(node: Node) -> None:
             contents={TOKEN: Path(node.hf_token_file).expanduser().read_text()},
             mode="600",
         )
+    owned(name="Have the store belong to the account that fetches", store=node.models_dir)
     for model in host.loop(node.models):
         stored(name=f"Have {model.name} in the store", node=node, model=model)

@@ -1,10 +1,12 @@
 """What a node knows of its models."""
 
 import json
+import shlex
 from typing import Any
 
 from pyinfra.api import FactBase, QuoteString, StringCommand
 
+from moehost.confined import FETCHER
 from moehost.store import Manifest
 from roles.facts import from_json
 
@@ -29,6 +31,37 @@ class StoredModel(FactBase[Manifest | None]):
             return None
         sizes = {name: int(size) for size, name in (line.split(" ", 1) for line in listing)}
         return manifest if manifest.fits(sizes) else None
+
+
+def own(store: str, action: str) -> StringCommand:
+    """The command that lets `find` do this to what is moehost's in a store: what is on its way, and whole models.
+
+    A file with a second name is somebody else's, too.
+    """
+    what = f"\\( -type d -o -type f -links 1 \\) {action}"
+    return StringCommand(
+        f"store={shlex.quote(store)}; for each in \"$store\"/*/manifest.json; do",
+        f"test -f \"$each\" && find \"${{each%/*}}\" -maxdepth 1 {what}; done;",
+        f"test -d \"$store/.incoming\" && find \"$store/.incoming\" {what}; true",
+    )  # fmt: skip
+
+
+class Strangers(FactBase[list[str]]):
+    """What is moehost's in the store and does not belong to the account that fetches, as an older version left it.
+
+    Accounts are compared by name: after a reinstallation their numbers may be those of others.
+
+    + store: the model store
+    """
+
+    default = list
+
+    def command(self, store: str) -> StringCommand:
+        return own(store, "-printf '%u:%g %p\\n'")
+
+    def process(self, output: list[str]) -> list[str]:
+        pairs = (line.split(" ", 1) for line in output)
+        return [path for owner, path in pairs if owner != f"{FETCHER}:{FETCHER}"]
 
 
 class Fetch(FactBase[dict[str, Any]]):

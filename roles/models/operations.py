@@ -10,38 +10,18 @@ from typing import Any
 from pyinfra import host, logger
 from pyinfra.api import FileUploadCommand, FunctionCommand, QuoteString, StringCommand, operation
 
-from moehost import source
+from moehost import confined, source
+from moehost.confined import FETCHER
 from moehost.files import sha256_of
 from moehost.job import Job
 from moehost.settings import Model, Node
 from roles.facts import FileStates
-from roles.models.facts import Fetch, StoredModel
-from roles.operations import refuse
+from roles.models.facts import Fetch, StoredModel, Strangers, own
+from roles.operations import refuse, unit_options
 
 LIBRARY = "/usr/local/lib/moehost"
 TOKEN = "/etc/moehost/hub-token"  # noqa: S105  (a path)
 GIB = 1 << 30
-
-# The fetch reads what strangers send: it may write the store, and nothing else. It is root within these limits so
-# that models which belong to others can be linked instead of copied, and so that no service can write the store.
-SANDBOX = [
-    "CapabilityBoundingSet=CAP_DAC_OVERRIDE CAP_FOWNER",
-    "NoNewPrivileges=yes",
-    "ProtectSystem=strict",
-    "ProtectHome=read-only",
-    "PrivateTmp=yes",
-    "PrivateDevices=yes",
-    "ProtectKernelTunables=yes",
-    "ProtectControlGroups=yes",
-    "RestrictAddressFamilies=AF_INET AF_INET6 AF_UNIX AF_NETLINK",
-    "RestrictNamespaces=yes",
-    "LockPersonality=yes",
-    "MemoryDenyWriteExecute=yes",
-    "SystemCallFilter=@system-service",
-    # The model that serves just now comes first.
-    "Nice=10",
-    "OOMScoreAdjust=500",
-]
 
 
 @dataclass(frozen=True)
@@ -79,6 +59,13 @@ class Order:
         return f"{self.node.models_dir}/.incoming/{self.model.name}"
 
     @property
+    def origin(self) -> confined.Origin:
+        """Where the program on the node finds it."""
+        if not isinstance(self.source, source.FileSource):
+            return "network"
+        return "store" if self.uploads else "node"
+
+    @property
     def unit(self) -> str:
         """Name of the transient unit that brings it."""
         return f"moehost-fetch-{self.model.name}.service"
@@ -111,6 +98,25 @@ class Order:
 
 
 @operation()
+def owned(store: str) -> Iterator[StringCommand]:
+    """
+    Have what is moehost's in the store belong to the account that fetches; files with other names stay their owners'.
+
+    + store: the model store
+    """
+    if not host.get_fact(Strangers, store=store):
+        host.noop(f"what is moehost's in {store} is {FETCHER}'s")
+        return
+    yield _handed_over(store)
+
+
+def _handed_over(store: str) -> StringCommand:
+    # From inside of each folder, and never to where a link leads: the store is no longer root's.
+    others = f"\\( ! -user {FETCHER} -o ! -group {FETCHER} \\)"
+    return own(store, f"{others} -execdir chown --no-dereference {FETCHER}:{FETCHER} {{}} +")
+
+
+@operation()
 def stored(node: Node, model: Model) -> Iterator[Any]:
     """
     Have a model in the store, whole and verified.
@@ -131,39 +137,65 @@ def stored(node: Node, model: Model) -> Iterator[Any]:
 
     fetch = host.get_fact(Fetch, **order.fact())
     if not (fetch.get("active") and fetch["job"] == asdict(order.job)):
+        yield StringCommand("systemctl stop", QuoteString(order.unit), "2>/dev/null; true")
+        yield _handed_over(node.models_dir)
         yield from _upload(order)
+        if order.origin == "node":
+            yield _linked(order)
         yield from _start(order)
     yield FunctionCommand(_watch, (order,), {})
+    # An older version's fetch, which was left to finish, has written as root.
+    yield _handed_over(node.models_dir)
 
 
 def _upload(order: Order) -> Iterator[Any]:
-    folder = f"{order.incoming}.upload"
-    targets = {path: f"{folder}/{path.name}" for path in order.uploads}
+    targets = {path: f"{order.incoming}.upload/{path.name}" for path in order.uploads}
     if not targets:
         return
     there = host.get_fact(FileStates, paths=list(targets.values()))
-    yield StringCommand("mkdir", "-p", QuoteString(folder))
+    yield _folder(f"{order.incoming}.upload")
     for path, target in targets.items():
         if there.get(target, [""])[0] != order.sha256[path.name]:
+            # A link that the account has left there would lead elsewhere.
+            yield StringCommand("rm -f", QuoteString(target))
             yield FileUploadCommand(str(path), target, remote_temp_filename=host.get_temp_filename(target))
             yield StringCommand("chmod 644", QuoteString(target))
+        yield StringCommand("chown --no-dereference", f"{FETCHER}:{FETCHER}", QuoteString(target))
+
+
+def _linked(order: Order) -> StringCommand:
+    """Give the files a second name in the store where they are on its disk; else the fetch copies them.
+
+    Only root gives names to what belongs to others, and only outside of a sandbox are both folders in one mount.
+    """
+    folder, found = QuoteString(f"{order.incoming}.links"), order.source
+    assert isinstance(found, source.FileSource)  # noqa: S101  (for the type checker)
+    words = (QuoteString(f"{found.folder}/{each}") for each in found.names)
+    return StringCommand(
+        _folder(order.incoming), "&& rm -rf", folder, "&& mkdir", folder, "&& for each in", *words, "; do",
+        "ln -L \"$each\"", folder, "2>/dev/null; done;", f"chown --no-dereference {FETCHER}:{FETCHER}", folder,
+    )  # fmt: skip
+
+
+def _folder(path: str) -> StringCommand:
+    """Make a folder with the rights of the account: what it has put in its place leads root nowhere."""
+    return StringCommand(f"runuser -u {FETCHER} -- mkdir -p", QuoteString(path))
 
 
 def _start(order: Order) -> Iterator[StringCommand]:
     fact = order.fact()
-    yield StringCommand("mkdir", "-p", QuoteString(order.incoming))
+    yield _folder(order.incoming)
     yield StringCommand(
-        "systemctl stop", QuoteString(order.unit), "2>/dev/null; rm -f", QuoteString(fact["progress"]),
-        "; cat >", QuoteString(fact["job"]),
+        f"runuser -u {FETCHER} -- sh -c 'rm -f \"$0\"; cat >\"$1\"'",
+        QuoteString(fact["progress"]), QuoteString(fact["job"]),
         _stdin=order.job.to_json(),
     )  # fmt: skip
-    properties = [*SANDBOX, f"ReadWritePaths={order.node.models_dir}"]
+    properties = confined.fetch(order.node.models_dir, order.origin)
     if order.node.hf_token_file:
         properties.append(f"LoadCredential=hub-token:{TOKEN}")
-    options = [f"--property={each}" for each in properties]
-    options += [f"--unit={order.unit}", f"--setenv=PYTHONPATH={LIBRARY}", "--setenv=PYTHONDONTWRITEBYTECODE=1"]
     yield StringCommand(
-        "systemd-run --quiet --collect", *(QuoteString(option) for option in options),
+        "systemd-run --quiet --collect", *unit_options(properties), QuoteString(f"--unit={order.unit}"),
+        f"--setenv=PYTHONPATH={LIBRARY} --setenv=PYTHONDONTWRITEBYTECODE=1",
         "python3 -m moehost.fetch", QuoteString(fact["job"]),
     )  # fmt: skip
 

@@ -4,12 +4,13 @@ from collections.abc import Iterator
 from typing import Any
 
 from pyinfra import host
-from pyinfra.api import operation
+from pyinfra.api import StringCommand, operation
 
+from moehost import confined
 from moehost.cdi import CdiError
 from moehost.container_runtimes import check, docker_config
 from roles.nvidia_container_toolkit.facts import DAEMON_JSON, Runtimes
-from roles.operations import files, refuse
+from roles.operations import files, refuse, unit_options
 
 
 @operation()
@@ -48,7 +49,8 @@ def _containerd(found: dict[str, str]) -> Iterator[Any]:
         host.noop("containerd has CDI")
         return
     # As a unit, so that nothing comes between the two: of the containerd that runs nobody can tell what it has read.
-    yield (
-        "systemd-run --quiet --wait --collect --unit=moehost-containerd-cdi sh -c 'nvidia-ctk runtime configure "
-        "--runtime=containerd --cdi.enabled && systemctl try-restart containerd.service'"
-    )
+    yield StringCommand(
+        "systemd-run --quiet --wait --collect --unit=moehost-containerd-cdi", *unit_options(confined.containerd()),
+        "sh -c 'nvidia-ctk runtime configure --runtime=containerd --cdi.enabled",
+        "&& systemctl try-restart containerd.service'",
+    )  # fmt: skip

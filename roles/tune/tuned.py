@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from pyinfra import host, logger
-from pyinfra.api import FileUploadCommand, FunctionCommand, QuoteString, StringCommand, operation
+from pyinfra.api import FileUploadCommand, FunctionCommand, StringCommand, operation
 
 import moehost
-from moehost import launch, launches, probes
+from moehost import confined, launch, launches, probes
 from moehost.measured import disk_gb_s
 from moehost.settings import Node
 from moehost.space import Order, Space
@@ -19,7 +19,7 @@ from moehost.switch import Server
 from moehost.tune import Probe, follow
 from roles.llama_server.facts import ServiceState
 from roles.llama_server.units import folder as service_folder
-from roles.operations import render
+from roles.operations import render, unit_options
 from roles.tune.facts import Session
 
 UNIT = "moehost-tune.service"
@@ -59,12 +59,13 @@ def tuned(node: Node, folder: str) -> Iterator[Any]:
     yield StringCommand("cat >", f"{FOLDER}/restore.sh", _stdin=render("tune/restore.j2"))
     gb_s = disk_gb_s(found["machine"]["measured"])
     limit_s = 3600 + 4 * launches.expected_s(space, gb_s)
-    options = [f"--property={each}" for each in _properties(service.memory_max, space, limit_s)]
+    sandbox = confined.tune(FOLDER, service.url_host, has_cards=bool(space.node.gpus))
+    options = unit_options([*sandbox, *_properties(service.memory_max, space, limit_s)])
     yield StringCommand(
         f"touch {FOLDER}/alive; systemctl reset-failed {UNIT} 2>/dev/null;",
         f"systemd-run --quiet --collect --unit={UNIT} --description='Search for the fastest configuration'",
         f"--setenv=PYTHONPATH={FOLDER} --setenv=PYTHONDONTWRITEBYTECODE=1",
-        *(QuoteString(each) for each in options), "python3 -m moehost.launch", FOLDER,
+        *options, "python3 -m moehost.launch", FOLDER,
     )  # fmt: skip
     yield FunctionCommand(_search, (space, where, found, gb_s), {})
 
@@ -77,7 +78,6 @@ def _properties(memory_max: str, space: Space, limit_s: float) -> Iterator[str]:
     yield from (f"MemoryMax={memory_max}", "MemorySwapMax=0", "OOMPolicy=continue", "OOMScoreAdjust=1000")
     # A dump of the model's size would take minutes.
     yield from ("LimitCORE=0", "LimitMEMLOCK=infinity", "Nice=-5")
-    yield from ("PrivateTmp=yes", "ProtectHome=yes", "ProtectSystem=full")
     if space.plan(space.current).placement.is_interleaved:
         yield from ("NUMAPolicy=interleave", "NUMAMask=all")
 

@@ -2,6 +2,7 @@
 
     STORE/NAME/                  shards, tensors.json, manifest.json: whole and verified, or not there at all
     STORE/.incoming/.NAME.lock   held by the run that works on NAME, and by its download program
+    STORE/.incoming/NAME.links/  files of others on this disk under a second name, where root has given them one
     STORE/.incoming/NAME/        progress.json, job.json (what the files below belong to)
         files/                   the successor: X.gguf is verified, X.gguf.part is not; manifest.json is last
         old/                     the predecessor, between the two renames of a switch and until it is removed
@@ -16,6 +17,7 @@ import fcntl
 import json
 import os
 import shutil
+import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -75,6 +77,7 @@ class Shelf:
         self.target = store / model
         self.incoming = store / ".incoming" / model
         self.files, self.old = self.incoming / "files", self.incoming / "old"
+        self.links = self.incoming.with_name(f"{model}.links")
         self.progress, self._job = self.incoming / "progress.json", self.incoming / "job.json"
 
     @contextmanager
@@ -147,10 +150,19 @@ class Shelf:
         return part.exists() and part.stat().st_size == file.size_bytes and not control_file(part).exists()
 
     def adopt(self, file: ModelFile, origin: Path) -> None:
-        """Makes the part a hard link to a file that is there already, or nothing where that is impossible."""
+        """Makes the part a hard link to a file that is there already, or nothing where that is impossible.
+
+        The sandbox of a fetch forbids links to what belongs to others: those are in `links`.
+        """
         discard(self.part(file))
+        link = self.links / file.name
         with suppress(OSError):
-            os.link(origin, self.part(file))
+            if not origin.stat().st_mode & stat.S_IROTH:
+                return  # a copy can be read by those who serve it
+            if link.exists() and link.samefile(origin):
+                link.rename(self.part(file))
+            else:
+                os.link(origin, self.part(file))
 
     def missing_bytes(self, file: ModelFile) -> int:
         """How much room the rest of a file will take."""
@@ -172,6 +184,7 @@ class Shelf:
     def clear(self) -> None:
         """Removes what is left of a successor that nobody wants any more."""
         _remove(self.files)
+        _remove(self.links)
         self._job.unlink(missing_ok=True)
 
     def accept(self, file: ModelFile) -> None:

@@ -22,7 +22,7 @@ from roles.firewall.facts import Access, Filter
 from roles.host_tuning.facts import Topology
 from roles.ik_llama.facts import Build, Images, Mirrors, PackageCandidates, PackagedEngine, Releases
 from roles.llama_server.facts import ArgumentsProbe, EngineContract, Inputs, InstalledServices, ServiceState
-from roles.models.facts import Fetch, StoredModel
+from roles.models.facts import Fetch, StoredModel, Strangers
 
 # Folders of the node that the facts name, which lie below the test's folder.
 PREFIXES = [
@@ -93,7 +93,7 @@ def test_directories_that_are_there_and_an_account_that_is_not(node):
 
 
 def test_an_account_without_directories(node):
-    node.program("getent", '[ "$*" = "passwd moehost" ]')
+    node.program("getent", '[ "$*" = "passwd moehost moehost-build moehost-fetch" ]')
     assert node.ask(Directories, paths=[f"{node.folder}/etc"]) == {"account": "present"}
 
 
@@ -424,6 +424,23 @@ def test_a_model_that_is_not_whole_is_not_there(node, files):
     for name, text in files.items():
         node.write(f"/srv/m/{name}", text)
     assert node.ask(StoredModel, folder=f"{node.folder}/srv/m") is None
+
+
+def test_what_is_moehosts_in_a_store(node):
+    model = node.write("/srv/m/manifest.json", "{}").removesuffix("/manifest.json")
+    (node.folder / "srv/m/taken.gguf").hardlink_to(node.write("/alice/m.gguf"))
+    way = node.write("/srv/.incoming/n/files/n.gguf.part").removesuffix("/n/files/n.gguf.part")
+    own = [model, f"{model}/manifest.json", way, f"{way}/n", f"{way}/n/files", f"{way}/n/files/n.gguf.part"]
+    # What lies beside it, and where a link leads.
+    node.write("/srv/of-somebody-else/x.gguf")
+    node.write("/srv/m/folder/of-somebody-else")
+    (node.folder / "srv/link").symlink_to(node.folder / "alice")
+    node.write("/alice/manifest.json")
+    assert sorted(node.ask(Strangers, store=f"{node.folder}/srv")) == sorted([*own, f"{model}/folder"])
+
+
+def test_a_store_that_is_not_there_yet(node):
+    assert node.ask(Strangers, store=f"{node.folder}/srv") == []
 
 
 def fetch(node):

@@ -128,6 +128,7 @@ OF_NOTHING = {
         ],
         "",
     ),
+    "models.facts.Strangers": [],
     "nvidia_driver.facts.Driver": dict.fromkeys(OF_A_DRIVER, ""),
     "nvidia_driver.facts.Offer": dict.fromkeys(["names", "versions", "components"], ""),
     "nvidia_driver.facts.Unmet": [],

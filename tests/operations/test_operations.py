@@ -23,7 +23,7 @@ PLAIN = {
     "ik_llama.image.image": "test_image.py",
     "llama_server.operations.running": "test_running.py",
     "llama_server.switch.switched": "test_switched.py",
-    "models.operations.stored": "test_stored.py",
+    **dict.fromkeys(("models.operations.owned", "models.operations.stored"), "test_stored.py"),
     "nvidia_driver.operations.driver": "test_nvidia_driver.py",
     "nvidia_container_toolkit.operations.toolkit": "test_toolkit.py",
     "nvidia_container_toolkit.runtimes.runtime_configured": "test_runtimes.py",

@@ -12,7 +12,7 @@ from moehost.source import ModelFile
 from moehost.store import Manifest
 from roles.facts import FileStates
 from roles.models import operations
-from roles.models.facts import Fetch, StoredModel
+from roles.models.facts import Fetch, StoredModel, Strangers
 from roles.models.operations import Order, stored
 from tests.operations.plain import Host, in_turn, play, sha256
 
@@ -40,6 +40,11 @@ def run(wanted, in_store=None, fetch=NO_FETCH, uploaded=None):
     return play(stored, facts, node=wanted.node, model=wanted.model)
 
 
+def hand_over(store="/srv/models"):
+    """The command that gives moehost's own files in a store to the account that fetches."""
+    return str(operations._handed_over(store))
+
+
 def uploads(commands):
     """The files on this computer that are uploaded."""
     return [each[1] for each in commands if isinstance(each, list) and each[0] == "upload"]
@@ -60,32 +65,81 @@ def test_a_model_that_is_there_is_left_alone():
 
 
 def test_a_fresh_node_fetches_it_in_a_unit_of_its_own():
-    (make, write, start, watch), _ = run(order())
-    assert make == "mkdir -p /srv/models/.incoming/m"
+    (stop, take_over, make, write, start, watch, again), _ = run(order())
+    assert stop == "systemctl stop moehost-fetch-m.service 2>/dev/null; true"
+    assert make == "runuser -u moehost-fetch -- mkdir -p /srv/models/.incoming/m"
     assert write["command"] == (
-        "systemctl stop moehost-fetch-m.service 2>/dev/null; rm -f /srv/models/.incoming/m/progress.json ; "
-        "cat > /srv/models/.incoming/m.job.json"
+        'runuser -u moehost-fetch -- sh -c \'rm -f "$0"; cat >"$1"\' '
+        "/srv/models/.incoming/m/progress.json /srv/models/.incoming/m.job.json"
     )
     assert start.startswith("systemd-run --quiet --collect ")
     assert "--unit=moehost-fetch-m.service" in start.split()
     assert start.endswith("python3 -m moehost.fetch /srv/models/.incoming/m.job.json")
     assert watch[0] == "_watch"
+    # What an older version's unit has written as root, whether it is stopped or left to finish.
+    assert take_over == again == hand_over()
 
 
 def test_the_plan_of_a_node_where_nothing_can_be_asked_yet():
     commands, _ = run(order(), fetch={})
-    assert commands[-1][0] == "_watch"
+    assert commands[-2][0] == "_watch"
 
 
 def test_the_fetch_may_write_the_store_and_nothing_else():
-    _, _, start, _ = run(order(models_dir="/data/models"))[0]
-    assert [word for word in start.split() if "Paths=" in word] == ["--property=ReadWritePaths=/data/models"]
-    assert "--property=ProtectSystem=strict" in start.split()
+    start = started(order(models_dir="/data/models"))
+    assert [word for word in start if "WritePaths=" in word] == ["--property=ReadWritePaths=/data/models"]
+    assert "--property=ProtectSystem=strict" in start
+
+
+def started(wanted):
+    """The words of the command that starts a fetch."""
+    (start,) = (each for each in run(wanted)[0] if isinstance(each, str) and each.startswith("systemd-run"))
+    return start.split()
+
+
+@pytest.mark.parametrize("source", [HUB, "file:models/m.gguf", "file:///srv/alice/m.gguf"])
+def test_the_fetch_runs_as_its_own_account_and_sees_no_keys(local, source):
+    start = started(order(source))
+    assert "--property=User=moehost-fetch" in start
+    assert "--property=InaccessiblePaths=-/etc/moehost" in start
+
+
+@pytest.mark.parametrize("source", [HUB, "file:models/m.gguf"])
+def test_a_fetch_has_no_capability(local, source):
+    start = started(order(source))
+    assert "--property=CapabilityBoundingSet=" in start
+    assert not [word for word in start if "AmbientCapabilities" in word]
+
+
+def test_a_file_on_the_node_may_be_read_by_its_owner_only_and_the_fetch_has_no_network():
+    start = started(order("file:///srv/alice/m.gguf"))
+    assert "--property=CapabilityBoundingSet=CAP_DAC_READ_SEARCH" in start
+    assert "--property=PrivateNetwork=yes" in start
+
+
+def test_a_file_on_the_node_gets_a_second_name_before_the_fetch_starts():
+    _, _, link, *_ = run(order("file:///srv/alice/m.gguf"))[0]
+    assert link == (
+        "runuser -u moehost-fetch -- mkdir -p /srv/models/.incoming/m && rm -rf /srv/models/.incoming/m.links "
+        "&& mkdir /srv/models/.incoming/m.links && for each in /srv/alice/m.gguf ; do "
+        'ln -L "$each" /srv/models/.incoming/m.links 2>/dev/null; done; '
+        "chown --no-dereference moehost-fetch:moehost-fetch /srv/models/.incoming/m.links"
+    )
+
+
+def test_a_store_that_is_the_accounts_is_left_alone():
+    noop = ["what is moehost's in /srv/models is moehost-fetch's"]
+    assert play(operations.owned, {Strangers: []}, store="/srv/models") == ([], noop)
+
+
+def test_a_store_of_an_older_version_is_handed_over():
+    commands, _ = play(operations.owned, {Strangers: ["/srv/models/m"]}, store="/srv/models")
+    assert commands == [hand_over()]
 
 
 def test_the_job_is_one_that_the_program_on_the_node_takes():
     wanted = order(download_connections=3, free_space_reserve_mib=7)
-    _, write, *_ = run(wanted)[0]
+    *_, write, _, _, _ = run(wanted)[0]
     job = Job.parse(write["_stdin"])
     assert (job.model, job.store, job.source) == ("m", "/srv/models", HUB)
     assert (job.connections, job.reserve_mib, job.endpoint) == (3, 7, "https://huggingface.co")
@@ -96,35 +150,36 @@ def test_the_hubs_token_is_a_credential_and_in_no_command(tmp_path):
     token = tmp_path / "token"
     token.write_text("hf_secret")
     commands, _ = run(order(hf_token_file=str(token)))
-    _, write, start, _ = commands
+    *_, write, start, _, _ = commands
     assert "--property=LoadCredential=hub-token:/etc/moehost/hub-token" in start.split()
     assert json.loads(write["_stdin"])["token_file"] == "/run/credentials/moehost-fetch-m.service/hub-token"
-    assert "hf_secret" not in str(commands[:3])
+    assert "hf_secret" not in str(commands[:-2])
 
 
 def test_a_fetch_that_is_at_work_on_the_same_is_only_watched():
     wanted = order()
     commands, _ = run(wanted, fetch={"active": True, "job": asdict(wanted.job), "progress": {}})
-    assert [each[0] for each in commands] == ["_watch"]
+    watch, take_over = commands
+    assert (watch[0], take_over) == ("_watch", hand_over())
 
 
 def test_a_fetch_that_is_at_work_on_something_else_is_replaced():
     fetch = {"active": True, "job": {"model": "m", "source": "another"}, "progress": {}}
     commands, _ = run(order(), fetch=fetch)
-    assert len(commands) == 4
+    assert len(commands) == 7
 
 
 def test_a_fetch_that_has_ended_is_started_again():
     wanted = order()
     commands, _ = run(wanted, fetch={"active": False, "job": asdict(wanted.job), "progress": {"error": "no space"}})
-    assert len(commands) == 4
+    assert len(commands) == 7
 
 
 @pytest.mark.parametrize("change", ["source", "checksum"])
 def test_another_source_or_checksum_is_another_model(change):
     wanted = order(sha256={"m.gguf": "1" * 64}) if change == "checksum" else order()
     there = manifest(order("file:///srv/m.gguf") if change == "source" else wanted)
-    assert len(run(wanted, in_store=there)[0]) == 4
+    assert len(run(wanted, in_store=there)[0]) == 7
 
 
 def test_a_checksum_that_the_stored_file_has_is_fulfilled():
@@ -134,10 +189,12 @@ def test_a_checksum_that_the_stored_file_has_is_fulfilled():
 
 def test_a_file_of_this_computer_is_uploaded_and_handed_over(local):
     commands, _ = run(local)
-    folder, upload, readable, _, write, _, _ = commands
-    assert folder == "mkdir -p /srv/models/.incoming/m.upload"
+    _, _, folder, fresh, upload, readable, handed_over, _, write, _, _, _ = commands
+    assert folder == "runuser -u moehost-fetch -- mkdir -p /srv/models/.incoming/m.upload"
+    assert fresh == "rm -f /srv/models/.incoming/m.upload/m.gguf"
     assert upload == ["upload", "models/m.gguf", "/srv/models/.incoming/m.upload/m.gguf"]
     assert readable == "chmod 644 /srv/models/.incoming/m.upload/m.gguf"
+    assert handed_over == ("chown --no-dereference moehost-fetch:moehost-fetch /srv/models/.incoming/m.upload/m.gguf")
     job = Job.parse(write["_stdin"])
     assert job.source == "file:///srv/models/.incoming/m.upload/m.gguf"
     assert (job.uploaded, job.label, job.sha256) == (True, "file:models/m.gguf", {"m.gguf": sha256("GGUF")})
@@ -174,7 +231,7 @@ def test_a_file_that_is_not_on_this_computer_is_refused(local):
 
 
 def test_a_file_of_the_node_is_not_looked_for_here():
-    assert len(run(order("file:///nonexistent/m.gguf"))[0]) == 4
+    assert len(run(order("file:///nonexistent/m.gguf"))[0]) == 8
 
 
 @pytest.fixture(autouse=True)

@@ -85,6 +85,32 @@ def test_local_model_on_another_disk_is_copied(bench: Bench, offered: str, monke
     assert (bench.target / FIRST).stat().st_ino == before  # known again by its time, and not copied twice
 
 
+def test_a_model_that_root_has_linked_into_the_store(
+    bench: Bench, offered: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in the sandbox on a node, where the store is a mount of its own."""
+    links = bench.staging.with_name(f"{bench.staging.name}.links")
+    links.mkdir(parents=True)
+    for name in NEW:
+        (links / name).hardlink_to(bench.folder / "in" / name)
+    (links / THIRD).unlink()
+    (links / THIRD).write_bytes(b"something else")
+    monkeypatch.setattr(os, "link", refuse_link)
+    assert bench.run(offered) == 0
+    assert bench.holds(NEW)
+    same = {name: (bench.target / name).samefile(bench.folder / "in" / name) for name in NEW}
+    assert same == {FIRST: True, SECOND: True, THIRD: False}
+    assert not links.exists()
+
+
+def test_what_only_its_owner_reads_is_copied(bench: Bench, offered: str) -> None:
+    (bench.folder / "in" / FIRST).chmod(0o600)
+    assert bench.run(offered) == 0
+    assert bench.holds(NEW)
+    assert (bench.target / FIRST).stat().st_mode & 0o777 == 0o644
+    assert (bench.target / SECOND).samefile(bench.folder / "in" / SECOND)
+
+
 def test_upload_is_moved_and_recorded_by_its_first_name(bench: Bench, offered: str) -> None:
     assert bench.run(offered, uploaded=True, recorded_source=f"file:models/{FIRST}") == 0
     assert bench.holds(NEW)
