@@ -4,6 +4,7 @@ What units may do is tried from inside of units with the same properties.
 """
 
 import json
+import os
 import shlex
 import subprocess
 import time
@@ -13,13 +14,39 @@ import pytest
 from moehost import confined
 from moehost.synthetic import Shape, write
 from roles.ik_llama.facts import WORKSHOP
-from tests.fixtures.node import changes
+from tests.fixtures.node import ROOT, changes
 
 STORE = "/srv/models"
 KEYS = "/etc/moehost/tiny/api-keys"
 FETCHER = f"{confined.FETCHER}:{confined.FETCHER}"
 # What is whose; a file that others have a name for has their owner.
 OWNERS = f"find {STORE} -type d -printf '%u:%g\\n' -o -name '*.json' -printf '%u:%g\\n' | sort -u"
+
+
+# A deploy of the models alone: no service loads anew for what these tests fetch.
+MODELS = """\
+from roles.models import models
+from roles.node import this_node
+
+if node := this_node():
+    models(node)
+"""
+
+
+ENVIRONMENT = {**os.environ, "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}"}
+
+
+def fetching(node, folder, **model):
+    """The command that has a node fetch this model, and nothing else."""
+    (folder / "models.py").write_text(MODELS)
+    inventory = str(node.inventory(node.changed_settings(model=model)))
+    return ["pyinfra", inventory, str(folder / "models.py"), "--yes", "--json"]
+
+
+def fetched(node, folder, **model):
+    """Names of the operations that changed something where the node fetches this model."""
+    command = fetching(node, folder, **model)
+    return changes(subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True))
 
 
 def inside(node, properties, script):
@@ -93,9 +120,9 @@ def test_a_fetch_that_is_at_work_is_nobody_of_importance(node, tmp_path):
     lock = f"{STORE}/.incoming/.waits.lock"
     node.run(f"runuser -u moehost-fetch -- touch {lock}")
     node.run(f"systemd-run --quiet --unit=holder flock {lock} sleep 600")
-    settings = node.changed_settings(model={"name": "waits", "source": "file:///srv/waits.gguf"})
-    command = ["pyinfra", str(node.inventory(settings)), "deploy.py", "--yes"]
-    deploy = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    command = fetching(node, tmp_path, name="waits", source="file:///srv/waits.gguf")
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    deploy = subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, **quiet)
     try:
         unit, pid = "moehost-fetch-waits.service", "0"
         for _ in range(300):
@@ -110,9 +137,8 @@ def test_a_fetch_that_is_at_work_is_nobody_of_importance(node, tmp_path):
         assert node.run(f"nsenter --target {pid} --mount ls -A /etc/moehost") == ""
     finally:
         node.run("systemctl stop holder")
-        deploy.wait(timeout=120)
+        assert deploy.wait(timeout=120) == 0
         node.run(f"rm -rf {STORE}/waits /srv/waits.gguf")
-        changes(node.deploy())
 
 
 class TestServer:
@@ -154,15 +180,14 @@ class TestStore:
         node.run("mkdir -p -m 700 /srv/theirs && chown games /srv/theirs")
         path, stored = "/srv/theirs/theirs.gguf", f"{STORE}/theirs/theirs.gguf"
         subprocess.run(["podman", "cp", str(tmp_path / "theirs.gguf"), f"{node.name}:{path}"], check=True)
-        settings = node.changed_settings(model={"name": "theirs", "source": f"file://{path}"})
+        model = {"name": "theirs", "source": f"file://{path}"}
         for mode, names, owner in (("644", "2", "games"), ("600", "1", "moehost-fetch")):
             node.run(f"chown games:games {path} && chmod {mode} {path} && rm -rf {STORE}/theirs")
-            assert "Models | Have theirs in the store" in changes(node.deploy(settings))
+            assert fetched(node, tmp_path, **model) == ["Models | Have theirs in the store"]
             assert node.run(f"stat -c '%h %U' {stored}") == f"{names} {owner}"
             assert node.run(f"stat -c '%a %U' {path}") == f"{mode} games"
-            assert changes(node.deploy(settings)) == []
+            assert fetched(node, tmp_path, **model) == []
         node.run(f"rm -rf {STORE}/theirs /srv/theirs")
-        changes(node.deploy())
 
     def test_the_store_of_an_older_version_is_taken_over_and_nothing_fetched(self, node):
         """It was root's, and a part of it a number that is nobody's."""
