@@ -122,7 +122,7 @@ def test_an_open_server_starts_no_connection_but_to_its_own_machine(node, opened
         assert node.run(f"{as_server} {url}; echo $?") == "7"
         link_local = outside.run("ip", "-6", "-brief", "address", "show", "dev", "eth0", "scope", "link").stdout
         six = f"-g 'http://[{link_local.split()[2].partition('/')[0]}%eth0]:8090/'"
-        # Nothing listens there on IPv6: root is told so by the neighbour, and the servers' account by its own machine.
+        # Nothing listens there on IPv6: root is told so by the neighbour, the servers' account by its own machine.
         before = counted(node, "output")
         node.run(f"{ask} {six} || true")
         assert counted(node, "output") == before
