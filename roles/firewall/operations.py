@@ -1,6 +1,7 @@
 """How a node gets its packet filter, without locking its owner out, and how it is rid of it."""
 
 import logging
+import shlex
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -11,6 +12,7 @@ from pyinfra import host, logger
 from pyinfra.api import FunctionCommand, StringCommand, operation
 from pyinfra.connectors.util import clear_askpass_cache
 
+from moehost import confined
 from moehost.firewall import is_needed, parse, refusal, values
 from moehost.settings import Node
 from roles.facts import FileStates
@@ -65,7 +67,8 @@ def _installed(there: dict[str, str]) -> Iterator[Any]:
     if not there["nft"]:
         yield from packages._inner(wanted=["nftables"])
     unit = {UNIT: render("firewall/moehost-firewall.service.j2", nft="/usr/sbin/nft", path=RULES)}
-    program = {PROGRAM: render("firewall/try-rules.j2")}
+    words = shlex.join(f"--property={each}" for each in confined.filter_back(STATE))
+    program = {PROGRAM: render("firewall/try-rules.j2", properties=words)}
     states = FileStates().process(there["files"].splitlines())
     if states.get(PROGRAM) != file_state(program[PROGRAM], "755"):
         yield from files._inner(contents=program, mode="755")

@@ -238,3 +238,18 @@ def switch(folder: str, written: Iterable[str], hosts: Iterable[str]) -> list[st
 def containerd() -> list[str]:
     """Of NVIDIA's program that tells containerd of CDI, and of containerd's restart."""
     return _properties({**NODES_USERS, "ReadWritePaths": "/etc", "UMask": "0022"})
+
+
+def filter_back(state: str) -> list[str]:
+    """Of what puts back the rules of the packet filter that nobody has confirmed.
+
+    + state: folder of the rules from before
+    """
+    changes = {
+        **NODES_USERS,
+        "CapabilityBoundingSet": "CAP_NET_ADMIN",
+        "PrivateNetwork": "no",
+        "RestrictAddressFamilies": "AF_UNIX AF_NETLINK",
+        "ReadWritePaths": state,
+    }
+    return _properties(changes)

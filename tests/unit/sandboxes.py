@@ -80,6 +80,12 @@ TUNE_OPEN = {
     "CapabilityBoundingSet=~CAP_KILL": "it ends what it has launched",
     "SystemCallFilter=~@privileged": "it launches engines as the account of the services",
 }
+FILTER_OPEN = {
+    **reasons(*ALL, *ROOT),
+    **dict.fromkeys(
+        ("CapabilityBoundingSet=~CAP_NET_ADMIN", "PrivateNetwork=", NETLINK), "the filter is the network's"
+    ),
+}
 NOT_PROVEN = "that the driver's programs do without is not proven"
 NODES = "nvidia-modprobe makes device nodes with the owner and mode that the driver names"
 
@@ -225,6 +231,20 @@ UNITS = {
             **reasons(*ALL, *ROOT, "UMask="),
             UNIX: "systemd is told what to restart over such a socket",
         },
+    ),
+    "moehost-firewall": Unit(
+        "firewall/moehost-firewall.service.j2",
+        render("firewall/moehost-firewall.service.j2", nft="/usr/sbin/nft", path="/etc/moehost/firewall.nft"),
+        "root",
+        1.4,
+        {check: why for check, why in FILTER_OPEN.items() if check != "RootDirectory=/RootImage="},
+    ),
+    "moehost-firewall-revert": Unit(
+        "firewall/try-rules.j2",
+        transient(confined.filter_back("/run/moehost-firewall")),
+        "root",
+        1.4,
+        {**FILTER_OPEN, UNIX: "systemd is told that the timer is done over such a socket"},
     ),
     "moehost-gpu": Unit(
         "gpu_gate/moehost-gpu.service.j2",
