@@ -67,8 +67,7 @@ def _installed(there: dict[str, str]) -> Iterator[Any]:
     if not there["nft"]:
         yield from packages._inner(wanted=["nftables"])
     unit = {UNIT: render("firewall/moehost-firewall.service.j2", nft="/usr/sbin/nft", path=RULES)}
-    words = shlex.join(f"--property={each}" for each in confined.filter_back(STATE))
-    program = {PROGRAM: render("firewall/try-rules.j2", properties=words)}
+    program = {PROGRAM: trial()}
     states = FileStates().process(there["files"].splitlines())
     if states.get(PROGRAM) != file_state(program[PROGRAM], "755"):
         yield from files._inner(contents=program, mode="755")
@@ -77,6 +76,12 @@ def _installed(there: dict[str, str]) -> Iterator[Any]:
         yield "systemctl daemon-reload"
     elif "NeedDaemonReload=yes" in there["unit"]:
         yield "systemctl daemon-reload"
+
+
+def trial() -> str:
+    """The program that has rules on trial."""
+    words = shlex.join(f"--property={each}" for each in confined.filter_back(STATE))
+    return render("firewall/try-rules.j2", properties=words)
 
 
 def _tried(rules: str, confirm_s: int) -> Iterator[Any]:

@@ -10,7 +10,7 @@ from moehost import firewall, settings
 from roles.facts import FileStates
 from roles.firewall import operations
 from roles.firewall.facts import NAME, PROGRAM, RULES, UNIT, Access, Filter
-from roles.firewall.operations import filtered
+from roles.firewall.operations import filtered, trial
 from roles.operations import file_state, render
 from tests.operations.plain import Host, in_turn, play
 
@@ -31,7 +31,7 @@ def wanted(node):
     return {
         RULES: (render("firewall/rules.nft.j2", **firewall.values(node, firewall.parse(ACCESS))), "644"),
         UNIT: (render("firewall/moehost-firewall.service.j2", nft="/usr/sbin/nft", path=RULES), "644"),
-        PROGRAM: (render("firewall/try-rules.j2"), "755"),
+        PROGRAM: (trial(), "755"),
     }
 
 
