@@ -3,7 +3,7 @@
 import hashlib
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -11,13 +11,14 @@ from typing import Any
 from gevent import Timeout
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from pyinfra import host, logger, state
-from pyinfra.api import FunctionCommand, QuoteString, StringCommand, operation
+from pyinfra.api import FileUploadCommand, FunctionCommand, QuoteString, StringCommand, operation
 from pyinfra.api.command import PyinfraCommand
 from pyinfra.connectors.util import clear_askpass_cache
 from pyinfra.facts.files import FileContents
 from pyinfra.operations import apt
 from pyinfra.operations.util.files import generate_color_diff
 
+import moehost
 from roles.facts import DpkgAudit, FileStates, MissingPackages
 
 # A board with 768 GB of memory trains it for ten minutes.
@@ -54,6 +55,24 @@ def _refused(state: Any, host: Any, reason: str) -> bool:
 def unit_options(properties: list[str]) -> list[Any]:
     """The options of systemd-run for a unit with these properties."""
     return [QuoteString(f"--property={each}") for each in properties]
+
+
+def sent(folder: str, modules: Iterable[str], beside: dict[str, Path], mode: str = "700") -> Iterator[PyinfraCommand]:
+    """
+    Make a folder of the node's anew, with modules of moehost's in its `moehost/`, and further files.
+
+    + folder: path of the folder on the node
+    + modules: names of the modules
+    + beside: files on this computer, by their names in the folder
+    + mode: permissions of the folders
+    """
+    package = Path(moehost.__file__).parent
+    files = {f"moehost/{each}.py": package / f"{each}.py" for each in modules} | beside
+    path = QuoteString(folder)
+    yield StringCommand("rm -rf", path, "&& mkdir -p -m", mode, path, QuoteString(f"{folder}/moehost"))
+    for name, file in files.items():
+        target = f"{folder}/{name}"
+        yield FileUploadCommand(str(file), target, remote_temp_filename=host.get_temp_filename(target))
 
 
 def rebooted(reasons: str) -> Iterator[Any]:

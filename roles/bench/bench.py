@@ -13,12 +13,11 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from pyinfra import host
-from pyinfra.api import FileUploadCommand, FunctionCommand, StringCommand, operation
+from pyinfra.api import FunctionCommand, StringCommand, operation
 
-import moehost
 from moehost import confined
 from moehost.bench import MODULES
-from roles.operations import TEMPLATES, unit_options
+from roles.operations import TEMPLATES, sent, unit_options
 
 UNIT = "moehost-bench.service"
 THERE = "/run/moehost-bench"
@@ -33,13 +32,10 @@ def benched(folder: str, service: str) -> Iterator[Any]:
     + folder: folder on this computer with the job
     + service: name of the service, whose key is used
     """
-    package = Path(moehost.__file__).parent
-    uploads = {f"{THERE}/moehost/{each}.py": package / f"{each}.py" for each in MODULES}
-    uploads |= {f"{THERE}/prose.txt": TEMPLATES / "bench/prose.txt", f"{THERE}/job.json": Path(folder, "job.json")}
     # One that was left behind would disturb.
-    yield StringCommand(f"systemctl stop {UNIT} 2>/dev/null; rm -rf {THERE} && mkdir -p -m 755 {THERE}/moehost")
-    for target, path in uploads.items():
-        yield FileUploadCommand(str(path), target, remote_temp_filename=host.get_temp_filename(target))
+    yield StringCommand(f"systemctl stop {UNIT} 2>/dev/null; true")
+    beside = {"prose.txt": TEMPLATES / "bench/prose.txt", "job.json": Path(folder, "job.json")}
+    yield from sent(THERE, MODULES, beside, mode="755")
     job = json.loads(Path(folder, "job.json").read_text())
     address = urlsplit(job["url"]).hostname or ""
     properties = [*confined.bench(THERE, address), f"LoadCredential=api-keys:/etc/moehost/{service}/api-keys"]

@@ -9,11 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pyinfra import host
-from pyinfra.api import FileDownloadCommand, FileUploadCommand, StringCommand, operation
+from pyinfra.api import FileDownloadCommand, StringCommand, operation
 from pyinfra.api.command import PyinfraCommand
 
-import moehost
 from moehost.rehearse import MODULES
+from roles.operations import sent
 
 THERE = "/var/tmp/moehost-rehearsal"  # noqa: S108  (made anew with the permissions of its owner)
 
@@ -25,12 +25,7 @@ def rehearsed(folder: str) -> Iterator[PyinfraCommand]:
 
     + folder: folder on this computer with the job and the model's headers
     """
-    package = Path(moehost.__file__).parent
-    uploads = {f"{THERE}/moehost/{each}.py": package / f"{each}.py" for each in MODULES}
-    uploads |= {f"{THERE}/{each}": Path(folder, each) for each in ("job.json", "headers.bin")}
-    yield StringCommand(f"rm -rf {THERE} && mkdir -p -m 700 {THERE}/moehost")
-    for target, path in uploads.items():
-        yield FileUploadCommand(str(path), target, remote_temp_filename=host.get_temp_filename(target))
+    yield from sent(THERE, MODULES, {each: Path(folder, each) for each in ("job.json", "headers.bin")})
     # What it has to say stands in its result, be it good or bad.
     yield StringCommand(
         f"cd {THERE} && PYTHONPATH={THERE} python3 -B -m moehost.rehearse job.json >result.json; true"

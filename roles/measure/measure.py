@@ -11,13 +11,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pyinfra import host
-from pyinfra.api import FileDownloadCommand, FileUploadCommand, QuoteString, StringCommand, operation
+from pyinfra.api import FileDownloadCommand, QuoteString, StringCommand, operation
 from pyinfra.api.command import PyinfraCommand
 
-import moehost
 from moehost.measure import MODULES
 from roles.ik_llama.operations import suite_in_use
-from roles.operations import TEMPLATES, packages
+from roles.operations import TEMPLATES, packages, sent
 
 THERE = "/var/tmp/moehost-measure"  # noqa: S108  (made anew with the permissions of its owner)
 NO_PYTHON = "there is no python3; deploy first (pyinfra inventory deploy.py)"
@@ -30,13 +29,9 @@ def measured(folder: str) -> Iterator[PyinfraCommand]:
 
     + folder: folder on this computer with the job
     """
-    package = Path(moehost.__file__).parent
-    uploads = {f"{THERE}/moehost/{each}.py": package / f"{each}.py" for each in MODULES}
-    uploads |= {f"{THERE}/triad.c": TEMPLATES / "measure/triad.c", f"{THERE}/job.json": Path(folder, "job.json")}
+    beside = {"triad.c": TEMPLATES / "measure/triad.c", "job.json": Path(folder, "job.json")}
     # Programs of another account run in a folder in it, and none but root lists it.
-    yield StringCommand(f"rm -rf {THERE} && mkdir -p -m 711 {THERE} {THERE}/moehost")
-    for target, path in uploads.items():
-        yield FileUploadCommand(str(path), target, remote_temp_filename=host.get_temp_filename(target))
+    yield from sent(THERE, MODULES, beside, mode="711")
     # What it has to say stands in its result, be it good or bad.
     yield StringCommand(
         f"cd {THERE} && if command -v python3 >/dev/null; then",

@@ -7,10 +7,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pyinfra import host, logger
-from pyinfra.api import FileUploadCommand, FunctionCommand, StringCommand, operation
+from pyinfra import logger
+from pyinfra.api import FunctionCommand, StringCommand, operation
 
-import moehost
 from moehost import confined, launch, launches, probes
 from moehost.measured import disk_gb_s
 from moehost.settings import Node
@@ -19,7 +18,7 @@ from moehost.switch import Server
 from moehost.tune import Probe, follow
 from roles.llama_server.facts import ServiceState
 from roles.llama_server.units import folder as service_folder
-from roles.operations import render, unit_options
+from roles.operations import render, sent, unit_options
 from roles.tune.facts import Session
 
 UNIT = "moehost-tune.service"
@@ -49,12 +48,8 @@ def tuned(node: Node, folder: str) -> Iterator[Any]:
     server = Server(service.unit, f"{service.url_host}:{service.port}", f"{service_folder(service.name)}/api-keys")
     task = launch.Task(server, USER, node.engine.drain_s, SILENCE_S)
 
-    package = Path(moehost.__file__).parent
-    yield StringCommand(f"rm -rf {FOLDER} && mkdir -p -m 700 {FOLDER}/jobs {FOLDER}/results {FOLDER}/moehost")
-    for each in launch.MODULES:
-        target = f"{FOLDER}/moehost/{each}.py"
-        path = str(package / f"{each}.py")
-        yield FileUploadCommand(path, target, remote_temp_filename=host.get_temp_filename(target))
+    yield from sent(FOLDER, launch.MODULES, {})
+    yield StringCommand(f"mkdir -m 700 {FOLDER}/jobs {FOLDER}/results")
     yield StringCommand("cat >", f"{FOLDER}/task.json", _stdin=json.dumps(asdict(task)))
     yield StringCommand("cat >", f"{FOLDER}/restore.sh", _stdin=render("tune/restore.j2"))
     gb_s = disk_gb_s(found["machine"]["measured"])
