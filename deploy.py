@@ -1,6 +1,7 @@
 """The life of a node: from a bare machine to a server that answers."""
 
 from roles.base import base
+from roles.gateway import gateway
 from roles.gpu_gate import gpu_gate
 from roles.host_tuning import host_tuning
 from roles.ik_llama import ik_llama
@@ -19,3 +20,4 @@ if node := this_node():
     models(node)
     host_tuning(node)
     llama_server(node)
+    gateway(node)

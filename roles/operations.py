@@ -142,7 +142,8 @@ def files(contents: dict[str, str], mode: str = "644", owner: str = "root:root")
     different = [path for path, text in contents.items() if found.get(path) != file_state(text, mode, owner)]
     user, _, group = owner.partition(":")
     for path in different:
-        if state.config.DIFF and mode.lstrip("0") != "600":
+        # What not everybody may read is nothing for a terminal, either.
+        if state.config.DIFF and int(mode, 8) & 0o004:
             _show_difference(path, contents[path])
         new = QuoteString(f"{path}.new")
         # Over standard input: no temporary file that others may read, no text in a command line.
