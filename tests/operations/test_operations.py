@@ -15,6 +15,12 @@ ROOT = HERE.parents[1]
 FOLDERS = sorted(path for path in HERE.iterdir() if "." in path.name and path.is_dir())
 PLAIN = {
     "apt.apt_source": "test_apt_source.py",
+    **dict.fromkeys(
+        (f"gateway.operations.{each}" for each in ("port_is_free", "caddy", "account", "handed_over", "configured")),
+        "test_gateway.py",
+    ),
+    "gateway.operations.running": "test_gateway.py",
+    "gateway.operations.gone": "test_gateway.py",
     "gpu_gate.operations.gate": "test_gate.py",
     "host_tuning.operations.tuned": "test_host_tuning.py",
     "ik_llama.build.release": "test_release.py",
