@@ -232,13 +232,42 @@ class TestOtherSettings:
         assert "Starting operation" not in deploy.stderr
 
     def test_a_start_that_fails_shows_the_journal(self, node):
-        node.run("mv /etc/moehost/tiny/api-keys /root/kept && systemctl stop moehost-gateway")
-        node.run("mkdir /etc/moehost/tiny/api-keys")
+        folder = f"/etc/systemd/system/{UNIT}.d"
+        broken = "[Service]\nExecStartPre=/bin/sh -c 'echo broken on purpose; exit 1'\n"
+        node.run(f'mkdir -p {folder} && printf "{broken}" >{folder}/broken.conf && systemctl daemon-reload')
+        node.run(f"systemctl stop {UNIT}")
         try:
             deploy = node.deploy()
         finally:
-            node.run("rmdir /etc/moehost/tiny/api-keys; mv /root/kept /etc/moehost/tiny/api-keys")
+            node.run(f"rm -r {folder} && systemctl daemon-reload")
         assert deploy.returncode == 1
+        assert f"{UNIT} does not restart; its last words:" in deploy.stderr
+        assert "broken on purpose" in deploy.stderr
+
+    def test_a_file_that_caddy_refuses_replaces_nothing(self, node, clients):
+        key, before = clients.keys["alice"], node.run(f"sha256sum {FOLDER}/Caddyfile")
+        node.run("mv /usr/bin/caddy /usr/bin/caddy.kept")
+        stub = [
+            "#!/bin/sh",
+            '[ "$1" != validate ] || { echo refused on purpose >&2; exit 1; }',
+            'exec "$0.kept" "$@"',
+        ]
+        lines = " ".join(f"'{line}'" for line in stub)
+        node.run(f"printf '%s\\n' {lines} >/usr/bin/caddy && chmod 755 /usr/bin/caddy")
+        try:
+            deploy = node.deploy(with_gateway(node, max_body_mib=2))
+        finally:
+            node.run("mv /usr/bin/caddy.kept /usr/bin/caddy")
+        assert deploy.returncode == 1
+        assert "refused on purpose" in deploy.stderr
+        assert node.run(f"sha256sum {FOLDER}/Caddyfile") == before
+        assert clients.ask("/v1/models", key).status == 200
+
+    def test_a_port_below_1024_and_an_address_for_a_name(self, node, clients, address):
+        changes(node.deploy(with_gateway(node, host=address, port=443)))
+        assert node.run("ps -o user= -p $(pgrep caddy)").startswith("moehost-")
+        words = ("curl", "--silent", "--cacert", str(clients.ca), f"https://{address}/health")
+        assert '"ok"' in clients.outside.run(*words).stdout
 
     def test_one_that_is_no_longer_described_goes_and_comes_back_with_its_keys(self, node, clients):
         settings = copy.deepcopy(node.settings)
