@@ -228,18 +228,22 @@ class TestStreams:
         process = node.process
         pid = node.run(f"systemctl show --property MainPID --value {node.unit}")
         gateway = node.run("systemctl show --property MainPID --value moehost-gateway")
-        stream = clients.start("stream", key=key, tokens=48)
+        stream = clients.start("stream", key=key, tokens=600)
         stream.stdout.readline()
         node.run(f"kill -STOP {pid}")
         try:
             added = moehost(node, "keys", "add", "bob")
             assert added.returncode == 0, added.stderr
             assert moehost(node, "keys", "revoke", "bob").returncode == 0
+            changed_s = time.monotonic()
         finally:
             node.run(f"kill -CONT {pid}")
         pieces = stream.communicate(timeout=120)[0].splitlines()
         assert pieces[-1].endswith("[DONE]")
-        assert len(pieces) >= 48
+        assert len(pieces) >= 600
+        after = [line for line in pieces if float(line.split()[0]) > changed_s]
+        print(f"{len(pieces) - len(after)} pieces before the keys changed, {len(after)} after")
+        assert 1 < len(after) < len(pieces)
         assert node.process == process
         assert node.run("systemctl show --property MainPID --value moehost-gateway") == gateway
 
