@@ -17,10 +17,10 @@ PLAIN = {
     "apt.apt_source": "test_apt_source.py",
     **dict.fromkeys(
         (f"gateway.operations.{each}" for each in ("port_is_free", "caddy", "account", "handed_over", "configured")),
-        "test_gateway.py",
+        "test_gateway_role.py",
     ),
-    "gateway.operations.running": "test_gateway.py",
-    "gateway.operations.gone": "test_gateway.py",
+    "gateway.operations.running": "test_gateway_role.py",
+    "gateway.operations.gone": "test_gateway_role.py",
     "gpu_gate.operations.gate": "test_gate.py",
     "host_tuning.operations.tuned": "test_host_tuning.py",
     "ik_llama.build.release": "test_release.py",

@@ -204,7 +204,7 @@ class TestConnections:
         began = time.monotonic()
         assert clients.chat(key).status == 200
         took_s = time.monotonic() - began
-        found = json.loads(holder.communicate(timeout=90)[0])
+        found = json.loads(holder.stdout.read())
         print(f"200 connections held open: another client had its answer after {took_s:.2f} s, "
               f"they lived {min(found['lived']):.1f} to {max(found['lived']):.1f} s")  # fmt: skip
         assert took_s < 10
@@ -214,14 +214,15 @@ class TestConnections:
 
 class TestStreams:
     def test_pieces_come_one_by_one(self, clients, key):
-        lines = clients.start("stream", key=key, tokens=64).communicate(timeout=120)[0].splitlines()
+        lines = clients.start("stream", key=key, tokens=300).stdout.read().splitlines()
         assert lines[-1].endswith("[DONE]")
         times = [float(line.split()[0]) for line in lines]
-        assert len(times) > 60
-        span_s = times[-1] - times[0]
-        # Buffered pieces would come all at once.
-        assert len({f"{each:.3f}" for each in times}) > 20
-        print(f"{len(times)} pieces over {span_s:.2f} s")
+        assert len(times) > 300
+        # Buffered pieces would come all at once, however busy this computer is.
+        moments = len({f"{each:.2f}" for each in times})
+        print(f"{len(times)} pieces at {moments} moments of {times[-1] - times[0]:.2f} s")
+        assert moments > 10
+        assert times[-1] - times[0] > 0.1
 
     def test_keys_change_while_one_is_under_way(self, node, clients, key):
         """The engine is held for that long, so that the answer surely spans the changes."""
@@ -229,7 +230,7 @@ class TestStreams:
         pid = node.run(f"systemctl show --property MainPID --value {node.unit}")
         gateway = node.run("systemctl show --property MainPID --value moehost-gateway")
         stream = clients.start("stream", key=key, tokens=600)
-        stream.stdout.readline()
+        first = stream.stdout.readline()
         node.run(f"kill -STOP {pid}")
         try:
             added = moehost(node, "keys", "add", "bob")
@@ -238,11 +239,12 @@ class TestStreams:
             changed_s = time.monotonic()
         finally:
             node.run(f"kill -CONT {pid}")
-        pieces = stream.communicate(timeout=120)[0].splitlines()
+        pieces = [first, *stream.stdout.read().splitlines()]
         assert pieces[-1].endswith("[DONE]")
         assert len(pieces) >= 600
         after = [line for line in pieces if float(line.split()[0]) > changed_s]
         print(f"{len(pieces) - len(after)} pieces before the keys changed, {len(after)} after")
+        # Whoever buffered would have had none before.
         assert 1 < len(after) < len(pieces)
         assert node.process == process
         assert node.run("systemctl show --property MainPID --value moehost-gateway") == gateway
@@ -256,7 +258,7 @@ class TestStreams:
         asking.stdout.readline()
         assert moehost(node, "keys", "revoke", "carol").returncode == 0
         revoked_s = time.time()
-        lines = [line.split() for line in asking.communicate(timeout=60)[0].splitlines()]
+        lines = [line.split() for line in asking.stdout.read().splitlines()]
         late = {status for at, status in lines if float(at) > revoked_s + 2}
         assert late == {"401"}
         assert {status for at, status in lines} == {"200", "401"}
