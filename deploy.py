@@ -2,6 +2,7 @@
 
 from roles.base import base
 from roles.firewall import firewall
+from roles.gateway import gateway
 from roles.gpu_gate import gpu_gate
 from roles.host_tuning import host_tuning
 from roles.ik_llama import ik_llama
@@ -20,4 +21,5 @@ if node := this_node():
     models(node)
     host_tuning(node)
     llama_server(node)
+    gateway(node)
     firewall(node)

@@ -5,7 +5,7 @@ from pathlib import Path
 from pyinfra import host, logger, state
 from pyinfra.api.exceptions import PyinfraError
 
-from moehost import settings
+from moehost import gateway, keys, settings
 
 
 def this_node() -> settings.Node | None:
@@ -15,10 +15,9 @@ def this_node() -> settings.Node | None:
     """
     try:
         node = settings.read(host.data.dict())
-        absent = [(key, path) for key, path in node.local_files.items() if not Path(path).expanduser().is_file()]
-        if not absent:
+        lines = _mistakes(node)
+        if not lines:
             return node
-        lines = [f"{key}: {path} is not a file on this computer; make it or correct the path" for key, path in absent]
     except settings.SettingsError as error:
         lines = error.lines
     for line in lines:
@@ -29,3 +28,26 @@ def this_node() -> settings.Node | None:
     if not state.active_hosts:
         raise PyinfraError("no host has settings to work with")
     return None
+
+
+def _mistakes(node: settings.Node) -> list[str]:
+    """What is wrong with the files on this computer that the settings name, a line each."""
+    absent = [(key, path) for key, path in node.local_files.items() if not Path(path).expanduser().is_file()]
+    if absent:
+        return [f"{key}: {path} is not a file on this computer; make it or correct the path" for key, path in absent]
+    lines = []
+    for key, path in node.local_files.items():
+        try:
+            text = Path(path).expanduser().read_text()
+            if key.endswith(".api_keys_file"):
+                keys.service_keys(text, f"{key}: {path}")
+            elif key == "gateway.user_keys_file":
+                keys.user_keys(text, key, path)
+            elif key == "gateway.certificate_file" and node.gateway:
+                private = Path(node.local_files["gateway.certificate_key_file"]).expanduser().read_text()
+                gateway.check_certificate(text, private, node.gateway.host)
+        except keys.KeysError as error:
+            lines += error.lines
+        except (gateway.CertificateError, UnicodeDecodeError, OSError) as error:
+            lines.append(f"{key}: {path} {error}")
+    return lines

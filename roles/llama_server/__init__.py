@@ -6,7 +6,7 @@ from pathlib import Path
 from pyinfra import host
 from pyinfra.api import deploy
 
-from moehost import calibration
+from moehost import calibration, keys
 from moehost.settings import Node
 from moehost.speed import PUBLISHED
 from roles.base import PROGRAMS
@@ -27,8 +27,10 @@ def llama_server(node: Node) -> None:
     measured = node.calibration_file
     constants = calibration.from_json(json.loads(_read(measured))) if measured else PUBLISHED
     for service in host.loop(node.services):
-        keys = _read(service.api_keys_file) if service.api_keys_file else None
-        api_keys(name=f"Have an API key for {service.name}", service=service.name, keys=keys)
+        owners = service.api_keys_file
+        # Mistakes in it have been named before.
+        found = keys.service_keys(_read(owners), owners) if owners else None
+        api_keys(name=f"Have an API key for {service.name}", service=service.name, keys=found)
     switched(name="Switch to the engine that is next", node=node, constants=constants)
     for index, service in host.loop(list(enumerate(node.services))):
         running(name=f"Run {service.name}, warm", node=node, service=service, index=index, constants=constants)

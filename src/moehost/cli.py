@@ -13,6 +13,7 @@ from moehost import (
     cli_doctor,
     cli_engine,
     cli_facts,
+    cli_keys,
     cli_lock,
     cli_measure,
     cli_node,
@@ -46,6 +47,7 @@ main.add_command(cli_engine.engine)
 main.add_command(cli_doctor.doctor)
 main.add_command(cli_facts.facts)
 main.add_command(cli_lock.lock)
+main.add_command(cli_keys.keys)
 main.add_command(cli_measure.measure)
 main.add_command(cli_bench.bench)
 main.add_command(cli_tune.tune)

@@ -329,6 +329,15 @@ class Node(Settings):
             taken[port] = key
         return self
 
+    @model_validator(mode="after")
+    def _gateway_has_its_folder(self) -> Node:
+        for index, service in enumerate(self.services):
+            if self.gateway and service.name == "gateway":
+                raise ValueError(
+                    f"services[{index}].name: 'gateway' is the folder of the gateway's keys; choose another name"
+                )
+        return self
+
     @property
     def has_containers(self) -> bool:
         """Whether a service runs in a container."""

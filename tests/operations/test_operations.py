@@ -16,6 +16,12 @@ FOLDERS = sorted(path for path in HERE.iterdir() if "." in path.name and path.is
 PLAIN = {
     "apt.apt_source": "test_apt_source.py",
     "firewall.operations.filtered": "test_filtered.py",
+    **dict.fromkeys(
+        (f"gateway.operations.{each}" for each in ("port_is_free", "caddy", "account", "handed_over", "configured")),
+        "test_gateway_role.py",
+    ),
+    "gateway.operations.running": "test_gateway_role.py",
+    "gateway.operations.gone": "test_gateway_role.py",
     "gpu_gate.operations.gate": "test_gate.py",
     "host_tuning.operations.tuned": "test_host_tuning.py",
     "ik_llama.build.release": "test_release.py",

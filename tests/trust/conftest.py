@@ -5,8 +5,9 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.fixtures.gateway_client import Clients
 from tests.fixtures.neighbour import Neighbour, neighbour
-from tests.fixtures.node import Node, instance
+from tests.fixtures.node import ROOT, Node, instance
 
 
 @pytest.fixture(scope="session")
@@ -27,3 +28,23 @@ def outside() -> Iterator[Neighbour]:
     """A computer on the node's network."""
     with neighbour() as found:
         yield found
+
+
+def moehost(node: Node, *words: str) -> subprocess.CompletedProcess[str]:
+    """A command of moehost's about the node."""
+    command = ["moehost", *words, f"@podman/{node.name}", "--inventory", str(node.inventory())]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="session")
+def clients(
+    node: Node, address: str, outside: Neighbour, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Clients]:
+    """Clients outside, and a user `alice` who has a key."""
+    ca = tmp_path_factory.mktemp("ca") / "root.crt"
+    ca.write_text(moehost(node, "keys", "ca").stdout)
+    moehost(node, "keys", "revoke", "alice")
+    key = moehost(node, "keys", "add", "alice").stdout.strip()
+    assert key
+    yield Clients(outside, address, ca, {"alice": key})
+    moehost(node, "keys", "revoke", "alice")

@@ -109,6 +109,7 @@ def plan(tmp_path_factory, notes):
         "old": {**PACKAGED, "fake_responses": BOOKWORM},
         "wrong": {"services": [{**SERVICE, "contxt": 1}], "models_dir": "srv"},
         "tokenless": {"hf_token_file": "/nonexistent/token"},
+        "gated": {**PACKAGED, "services": [SERVICE], "gateway": {"host": "llm.home.arpa"}},
         "keyless": {"services": [{**SERVICE, "api_keys_file": "/nonexistent/keys"}]},
     }
     return Run(tmp_path_factory.mktemp("plan"), nodes, "--dry", "-vvv", deploy=spy)
@@ -130,6 +131,16 @@ class TestPlan:
         assert not [line for line in plan.said_of("builder") if line.startswith("will fail")]
         engine = [name for name in plan.changes("builder") if name.startswith("Engine")]
         assert engine == ["Engine | Build ik_llama.cpp 8337e4cd3861 for this machine, prove it"]
+
+    def test_a_gateway_where_nothing_exists(self, plan):
+        assert not [line for line in plan.said_of("gated") if line.startswith("will fail")]
+        gateway = [name.removeprefix("Gateway | ") for name in plan.changes("gated") if name.startswith("Gateway")]
+        assert gateway == [
+            "Make its account",
+            "Install the program that hands it the keys",
+            "Configure it",
+            "Run it, until it answers",
+        ]
 
     def test_models_and_services_of_a_node_come_in_order(self, plan):
         names = " ".join(plan.changes("two"))
@@ -228,3 +239,33 @@ def test_a_machine_that_may_reboot_goes_alone_and_one_without_its_card_is_refuse
         "Driver | Have NVIDIA's driver, reboot for it if need be": ["@fake/may"],
         "Driver | Have NVIDIA's driver": ["@fake/stays"],
     }
+
+
+def test_keys_that_can_not_be_ones_end_their_host_before_anything_is_touched(tmp_path):
+    bad, good = tmp_path / "bad", tmp_path / "good"
+    bad.write_text("# my keys\nshort\na-key-of-the-owner 0123456789\n")
+    good.write_text("# my keys\n\na-key-of-the-owner-0123456789  \n")
+    wish = {"host": "llm.home.arpa", "user_keys_file": str(bad)}
+    own = {"certificate_file": str(good), "certificate_key_file": str(good)}
+    nodes = {
+        "bad": {**PACKAGED, "services": [{**SERVICE, "api_keys_file": str(bad)}]},
+        "users": {**PACKAGED, "services": [SERVICE], "gateway": wish},
+        "certificate": {**PACKAGED, "services": [SERVICE], "gateway": {"host": "llm.home.arpa", **own}},
+        "good": {**PACKAGED, "services": [{**SERVICE, "api_keys_file": str(good)}]},
+    }
+    run = Run(tmp_path, nodes, "--dry")
+    assert run.code == 1
+    where = f"services[0].api_keys_file: {bad}"
+    assert [line for line in run.said_of("bad") if "keys" in line] == [
+        f"{where}: line 2 has 5 characters; a key needs 16 at least, e.g. of `openssl rand -hex 32`",
+        f"{where}: line 3 has blanks in it; write one key per line",
+    ]
+    assert [line for line in run.said_of("users") if "keys" in line] == [
+        f"gateway.user_keys_file: {bad}:2 is no `NAME KEY`",
+        f"gateway.user_keys_file: {bad}:3 has 10 characters; a key needs 16 at least, e.g. of `openssl rand -hex 32`",
+    ]
+    assert any(
+        line.startswith(f"gateway.certificate_file: {good} can't be read") for line in run.said_of("certificate")
+    )
+    assert "Service | Have an API key for tiny" in run.changes("good")
+    assert "a-key-of-the-owner" not in run.data + run.talk

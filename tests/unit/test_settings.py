@@ -231,6 +231,10 @@ COLLISIONS = {
         {"services": [service(), service(name="b", port=8081), service(name="c")]},
         "services[2].port: 8080 is taken by services[0]",
     ),
+    "a service in the gateway's folder": (
+        {"services": [service(name="gateway")], "gateway": {"host": "llm.home.arpa"}},
+        "services[0].name: 'gateway' is the folder of the gateway's keys; choose another name",
+    ),
     "different models of one name": (
         {
             "services": [
