@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.fixtures.gateway_client import HOST, PORT
 from tests.fixtures.node import ROOT
 
 SECONDS = float(os.environ.get("LOAD_S", "300"))
@@ -87,14 +88,17 @@ def figures_of(text, names):
 
 
 @pytest.fixture(scope="module")
-def loaded(node, outside, address, user_key, tmp_path_factory):
+def loaded(node, clients):
     """What the clients met, and what was seen of the units meanwhile."""
     subprocess.run(["podman", "cp", str(LOAD), f"{node.name}:/run/load.py"], check=True)
-    authority = tmp_path_factory.mktemp("load") / "ca.pem"
-    authority.write_text(user_key.authority)
     wish = {"clients": CLIENTS, "seconds": SECONDS}
     direct = wish | {"url": "http://127.0.0.1:8080", "key": node.run("cat /etc/moehost/tiny/api-keys")}
-    by_gateway = wish | {"url": user_key.url, "key": user_key.key, "ca": str(authority), "connect": address}
+    by_gateway = wish | {
+        "url": f"https://{HOST}:{PORT}",
+        "key": clients.keys["alice"],
+        "ca": str(clients.ca),
+        "connect": clients.address,
+    }
     before, found = processes(node), {}
 
     def run(name, command, stdin):
@@ -104,7 +108,7 @@ def loaded(node, outside, address, user_key, tmp_path_factory):
 
     words = {
         "direct": (["podman", "exec", "--interactive", node.name, "python3", "/run/load.py"], direct),
-        "by the gateway": (["ip", "netns", "exec", outside.name, "python3", str(LOAD)], by_gateway),
+        "by the gateway": (["ip", "netns", "exec", clients.outside.name, "python3", str(LOAD)], by_gateway),
     }
     with Watch(node) as watch:
         threads = [threading.Thread(target=run, args=(name, *each)) for name, each in words.items()]
@@ -145,7 +149,7 @@ def test_no_slot_is_stuck(node, loaded):
     assert found == wanted
 
 
-def test_it_is_healthy_and_answers_in_all_slots(node, loaded, user_key):
+def test_it_is_healthy_and_answers_in_all_slots(node, loaded, clients):
     started = time.monotonic()
     assert ask(node, "/health")[0] == 200
     assert time.monotonic() - started < 5
@@ -153,11 +157,11 @@ def test_it_is_healthy_and_answers_in_all_slots(node, loaded, user_key):
     answers = [None] * slots
 
     def answer(number):
-        answers[number] = user_key.ask("/v1/chat/completions", {"messages": [{"role": "user", "content": "Go on"}]})
+        answers[number] = clients.chat(clients.keys["alice"]).status
 
     threads = [threading.Thread(target=answer, args=(number,)) for number in range(slots)]
     for each in threads:
         each.start()
     for each in threads:
         each.join()
-    assert [status for status, _ in answers] == [200] * slots
+    assert answers == [200] * slots

@@ -15,13 +15,14 @@ import pytest
 
 from tests.fixtures.node import ROOT
 
-# Each secret, and the files of the node that may hold it.
+# Each secret, and the files of the node that may hold it; what is in /run lies in memory.
 ETC = "/etc/moehost"
+CADDYS_COPY = "/run/moehost-gateway/caddy/autosave.json"
 OWN_FILES = {
-    "key of a service": {f"{ETC}/tiny/api-keys", f"{ETC}/gateway/services.caddy"},
-    "key of a user": {f"{ETC}/gateway/users.caddy", f"{ETC}/gateway/user-keys"},
+    "key of a service": {f"{ETC}/tiny/api-keys", "/run/moehost-gateway-keys/services", CADDYS_COPY},
+    "key of a user": {f"{ETC}/gateway/user-keys-of-the-owner", "/run/moehost-gateway-keys/users", CADDYS_COPY},
     "token of the hub": {f"{ETC}/hub-token"},
-    "address of notifications": {f"{ETC}/notify-url"},
+    "address of notifications": {f"{ETC}/notify/url"},
 }
 
 

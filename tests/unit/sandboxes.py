@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from moehost import confined
+from moehost import confined, settings
+from roles.gateway import operations as gateway
 from roles.operations import render
 from tests.unit.test_unit import UNITS as SERVERS
 
@@ -85,6 +86,13 @@ FILTER_OPEN = {
     **dict.fromkeys(
         ("CapabilityBoundingSet=~CAP_NET_ADMIN", "PrivateNetwork=", NETLINK), "the filter is the network's"
     ),
+}
+GATEWAY = "gateway/moehost-gateway.service.j2"
+SERVICE = {"name": "tiny", "model": {"name": "m", "source": "file:///srv/m.gguf"}}
+GATEWAY_NODE = settings.read({"gateway": {"host": "llm.home.arpa", "port": 8443}, "services": [SERVICE]})
+GATEWAY_OPEN = {
+    **reasons(*ALL, *LOOPBACK, UNIX),
+    "IPAddressDeny=": "it is there for the computers of your network",
 }
 NOT_PROVEN = "that the driver's programs do without is not proven"
 NODES = "nvidia-modprobe makes device nodes with the owner and mode that the driver names"
@@ -231,6 +239,13 @@ UNITS = {
             **reasons(*ALL, *ROOT, "UMask="),
             UNIX: "systemd is told what to restart over such a socket",
         },
+    ),
+    "moehost-gateway": Unit(
+        GATEWAY,
+        gateway.unit(GATEWAY_NODE, "0123456789abcdef"),
+        "moehost-gateway",
+        1.0,
+        GATEWAY_OPEN,
     ),
     "moehost-firewall": Unit(
         "firewall/moehost-firewall.service.j2",

@@ -92,7 +92,13 @@ class TestAllOfThem:
         lines = UNITS[name].text.splitlines()
         users = [each.removeprefix("User=") for each in lines if each.startswith("User=")]
         hidden = {"InaccessiblePaths=-/etc/moehost", "TemporaryFileSystem=/etc/moehost"} & set(lines)
-        assert hidden or users == ["moehost"] or name.startswith(("moehost-tune", "moehost-switch"))
+        assert (
+            hidden or users == ["moehost"] or name.startswith(("moehost-tune", "moehost-switch", "moehost-gateway"))
+        )
+
+    def test_the_gateway_sees_no_folder_of_a_service(self) -> None:
+        (paths,) = re.findall("^InaccessiblePaths=(.*)$", UNITS["moehost-gateway"].text, re.MULTILINE)
+        assert "-/etc/moehost/tiny" in paths.split()
 
     def test_download_build_and_server_are_different_accounts(self) -> None:
         users = [
