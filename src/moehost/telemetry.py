@@ -3,7 +3,7 @@
     python3 -m moehost.telemetry JOB
 
 Standard library only; the modules in `MODULES` go with it. A file for each service in `$CREDENTIALS_DIRECTORY` has
-its keys. Services are asked beside all the rest; what is known is written soon, and once more when the slowest service
+its keys. Services are asked beside all the rest; what is known is written soon, and once more when the slowest one
 has told its figures, or its time is up.
 """
 
