@@ -5,6 +5,7 @@ from roles.gpu_gate import gpu_gate
 from roles.host_tuning import host_tuning
 from roles.ik_llama import ik_llama
 from roles.llama_server import llama_server
+from roles.metrics import metrics
 from roles.models import models
 from roles.node import this_node
 from roles.nvidia_container_toolkit import nvidia_container_toolkit
@@ -19,3 +20,4 @@ if node := this_node():
     models(node)
     host_tuning(node)
     llama_server(node)
+    metrics(node)
