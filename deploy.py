@@ -8,6 +8,7 @@ from roles.llama_server import llama_server
 from roles.metrics import metrics
 from roles.models import models
 from roles.node import this_node
+from roles.notify import notify
 from roles.nvidia_container_toolkit import nvidia_container_toolkit
 from roles.nvidia_driver import nvidia_driver
 
@@ -21,3 +22,4 @@ if node := this_node():
     host_tuning(node)
     llama_server(node)
     metrics(node)
+    notify(node)

@@ -79,7 +79,7 @@ def files(node: Node, wish: Metrics, cards: int, host: str) -> dict[str, str]:
 def configuration(wish: Metrics, host: str) -> str:
     """The configuration of the node's own Prometheus."""
     nodes = {host: f"127.0.0.1:{wish.port}"}
-    return render("metrics/prometheus.yml.j2", interval_s=wish.interval_s, nodes=nodes)
+    return render("metrics/prometheus.yml.j2", interval_s=wish.interval_s, nodes=nodes, comments=[])
 
 
 def exporter(wish: Metrics) -> str:

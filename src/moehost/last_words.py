@@ -8,6 +8,8 @@ from collections.abc import Sequence
 # What a line that says why has in it.
 REASON = re.compile(r"error|fail|cannot|can't|refus|kill|lack|no such|not enough", re.IGNORECASE)
 LONGEST = 200
+# Lines that speak of keys are shown to nobody (an extended regular expression, whatever the case).
+KEYS = "api.?key|bearer|hf_"
 
 
 def why(unit: str, lines: Sequence[str]) -> str:
