@@ -187,7 +187,7 @@ def unwatched(node: Node) -> Iterator[Any]:
     if not wish and there["account"].strip():
         changes.append(f"userdel {ACCOUNT}")
     if not wish and (leave or purge):
-        changes.append(f"rm -rf {FOLDER}; rmdir --ignore-fail-on-non-empty {wanted.DROP_IN.rpartition('/')[0]}")
+        changes.append(f"rm -rf {FOLDER}; rmdir {wanted.DROP_IN.rpartition('/')[0]} 2>/dev/null; true")
     yield from changes
     if not changes:
         host.noop("nothing of it is left over" if wish else "the node is not watched")

@@ -85,9 +85,7 @@ def silent() -> Iterator[Any]:
         return
     folders = sorted({path.rpartition("/")[0] for path in [*DROP_INS, URL]})
     yield StringCommand("rm -f", *(QuoteString(path) for path in leave))
-    yield StringCommand(
-        "rmdir --ignore-fail-on-non-empty", *(QuoteString(each) for each in folders), "2>/dev/null; true"
-    )
+    yield StringCommand("rmdir", *(QuoteString(each) for each in folders), "2>/dev/null; true")
     if host.get_fact(Telling)["account"].strip():
         yield f"userdel {ACCOUNT}"
     yield "systemctl daemon-reload; rm -rf /run/moehost-notify"
