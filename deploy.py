@@ -7,8 +7,10 @@ from roles.gpu_gate import gpu_gate
 from roles.host_tuning import host_tuning
 from roles.ik_llama import ik_llama
 from roles.llama_server import llama_server
+from roles.metrics import metrics
 from roles.models import models
 from roles.node import this_node
+from roles.notify import notify
 from roles.nvidia_container_toolkit import nvidia_container_toolkit
 from roles.nvidia_driver import nvidia_driver
 
@@ -23,3 +25,5 @@ if node := this_node():
     llama_server(node)
     gateway(node)
     firewall(node)
+    metrics(node)
+    notify(node)

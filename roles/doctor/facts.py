@@ -2,6 +2,7 @@
 
 from pyinfra.api import FactBase
 
+from moehost.last_words import KEYS
 from roles.facts import CARDS, MEMORY_MODULES, Texts
 from roles.ik_llama.facts import Releases
 
@@ -42,6 +43,6 @@ class Condition(Texts, FactBase[dict[str, str]]):
         f'test -z "$units" || systemctl show --property {UNIT_PROPERTIES} $units',
         "journal": "for unit in $(systemctl list-units --all --plain --no-legend --state failed,auto-restart "
         f"{UNITS} | cut -d' ' -f1); do journalctl --unit $unit --lines 50 --output cat --no-pager --quiet | "
-        "grep -viE 'api.?key|bearer|hf_' | sed \"s/^/$unit /\"; done",
+        f"grep -viE '{KEYS}' | sed \"s/^/$unit /\"; done",
         "releases": f"( {Releases().command()} )",
     }

@@ -16,7 +16,9 @@ from moehost import (
     cli_keys,
     cli_lock,
     cli_measure,
+    cli_metrics,
     cli_node,
+    cli_notify,
     cli_plan,
     cli_report,
     cli_tune,
@@ -51,6 +53,8 @@ main.add_command(cli_keys.keys)
 main.add_command(cli_measure.measure)
 main.add_command(cli_bench.bench)
 main.add_command(cli_tune.tune)
+main.add_command(cli_metrics.metrics)
+main.add_command(cli_notify.notify)
 main.add_command(cli_node.node)
 main.add_command(cli_report.report)
 main.add_command(cli_autoinstall.autoinstall)

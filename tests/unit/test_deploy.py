@@ -100,6 +100,8 @@ def plan(tmp_path_factory, notes):
         "    return take(name, *parent)\n"
         "operations._environment.get_template = noted\n" + (ROOT / "deploy.py").read_text()
     )
+    address = notes.with_name("url")
+    address.write_text("https://ntfy.home.arpa/topic\n")
     nodes = {
         "fresh": {**PACKAGED, "services": [SERVICE]},
         "builder": {"services": [SERVICE]},
@@ -108,6 +110,12 @@ def plan(tmp_path_factory, notes):
         "carded": {**PACKAGED, "fake_responses": {"=== cards": ["=== cards", "/sys/bus/pci/devices/x/vendor"]}},
         "old": {**PACKAGED, "fake_responses": BOOKWORM},
         "wrong": {"services": [{**SERVICE, "contxt": 1}], "models_dir": "srv"},
+        "watched": {
+            **PACKAGED,
+            "services": [SERVICE],
+            "metrics": {"prometheus": True},
+            "notify": {"by": "ntfy", "url_file": str(address)},
+        },
         "tokenless": {"hf_token_file": "/nonexistent/token"},
         "gated": {**PACKAGED, "services": [SERVICE], "gateway": {"host": "llm.home.arpa"}},
         "keyless": {"services": [{**SERVICE, "api_keys_file": "/nonexistent/keys"}]},
@@ -151,6 +159,17 @@ class TestPlan:
         assert not [line for line in plan.said_of("ready") if line.startswith("will fail")]
         assert "Models | Have m in the store" not in plan.changes("ready")
         assert "Service | Run tiny, warm" in plan.changes("ready")
+
+    def test_a_node_that_is_watched_and_tells(self, plan):
+        assert not [line for line in plan.said_of("watched") if line.startswith("will fail")]
+        names = [name for name in plan.changes("watched") if name.startswith(("Metrics", "Notification"))]
+        assert names == [
+            "Metrics | Describe what is looked at, the units and the alerts",
+            "Metrics | Have cards, services and the node watched",
+            "Notification | Have failures of units told",
+        ]
+        # Without the settings nothing is asked for.
+        assert not [name for name in plan.changes("fresh") if name.startswith(("Metrics", "Notification"))]
 
     def test_every_template_renders(self, plan, notes):
         assert plan.changes("ready")

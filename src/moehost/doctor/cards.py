@@ -1,15 +1,13 @@
 """The cards: link, resizable BAR, memory errors, power, heat.
 
-What it reads is `nvidia-smi -q -x`, whose names have changed over the driver's branches; both are taken.
+What it reads is `nvidia-smi -q -x`.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from xml.etree import ElementTree
 
+from moehost.card_log import Card, parse
 from moehost.doctor.xid import RESET
 from moehost.finding import Finding
 from moehost.settings import Node
@@ -20,50 +18,6 @@ SLOWED = {
     "sw_thermal_slowdown": ("it is too warm", "check fans and the air's way, or lower nvidia.power_limit_w"),
     "hw_power_brake_slowdown": ("the power supply asks for less", "check the power supply and the card's cables"),
 }
-
-
-@dataclass(frozen=True)
-class Card:
-    """A card in the words of nvidia-smi; what it does not say is empty."""
-
-    index: int
-    bus: str
-    tree: ElementTree.Element
-
-    @property
-    def label(self) -> str:
-        """How findings name it."""
-        return f"CUDA{self.index} ({self.text('product_name').removeprefix('NVIDIA ')}, {self.bus})"
-
-    def text(self, *paths: str) -> str:
-        """The text of the first of these elements that is there and says something."""
-        texts = ((self.tree.findtext(path) or "").strip() for path in paths)
-        return next((text for text in texts if text not in ("", "N/A", "[N/A]")), "")
-
-    def number(self, *paths: str) -> float | None:
-        """The number that a text begins with, e.g. of `600.00 W`."""
-        digits = re.match(r"-?\d+([.]\d+)?", self.text(*paths))
-        return float(digits[0]) if digits else None
-
-    def errors(self, scope: str, kind: str) -> int:
-        """All errors of a kind (`correctable`, `uncorrectable`) that are counted in a scope (`volatile` ...)."""
-        counts = [
-            each
-            for each in self.tree.findall(f"ecc_errors/{scope}/*")
-            if re.fullmatch(rf"[sd]ram_{kind}\w*", each.tag)
-        ]
-        return sum(int(each.text or 0) for each in counts if (each.text or "").isdecimal())
-
-
-def parse(text: str) -> list[Card]:
-    """The cards in the driver's order, which is that of the bus. Raises ValueError where the text is cut off."""
-    if "<gpu " not in text:
-        return []
-    try:
-        root = ElementTree.fromstring(text)  # noqa: S314  (a node's own nvidia-smi wrote it)
-    except ElementTree.ParseError as error:
-        raise ValueError(f"nvidia-smi -q -x can't be read: {error}") from None
-    return [Card(index, each.get("id", "")[-12:].lower(), each) for index, each in enumerate(root.iter("gpu"))]
 
 
 def findings(texts: Mapping[str, str], node: Node) -> Iterator[Finding]:
@@ -92,7 +46,7 @@ def _summary(card: Card) -> str:
     facts = [
         f"{link} x{width.rstrip('x')}" if width else "",
         f"ECC {card.text('ecc_mode/current_ecc').lower()}" if card.text("ecc_mode/current_ecc") else "",
-        f"{_limit_w(card):.0f} W" if _limit_w(card) else "",
+        f"{card.power_limit_w:.0f} W" if card.power_limit_w else "",
         card.text("temperature/gpu_temp").replace(" C", " °C"),
     ]
     return ", ".join(filter(None, facts)) or "answers"
@@ -174,27 +128,17 @@ def memory_errors(card: Card) -> Iterator[Finding]:
         yield Finding("cards", "error", f"{card.label}: the driver asks for: {action}", fix)
 
 
-def _power(card: Card, *keys: str) -> float | None:
-    return card.number(
-        *(f"{readings}/{key}" for key in keys for readings in ("gpu_power_readings", "power_readings"))
-    )
-
-
-def _limit_w(card: Card) -> float | None:
-    return _power(card, "current_power_limit", "enforced_power_limit", "power_limit")
-
-
 def power(card: Card, settings_w: list[int]) -> Iterator[Finding]:
     """Whether the power limit is what the settings say, or without a setting the card's own.
 
     + settings_w: `nvidia.power_limit_w`
     """
-    limit_w, default_w = _limit_w(card), _power(card, "default_power_limit")
+    limit_w, default_w = card.power_limit_w, card.power("default_power_limit")
     if not limit_w:
         return
     of_each = settings_w * (card.index + 1) if len(settings_w) == 1 else settings_w
     wanted_w = of_each[card.index] if card.index < len(of_each) else None
-    least_w, most_w = _power(card, "min_power_limit"), _power(card, "max_power_limit")
+    least_w, most_w = card.power("min_power_limit"), card.power("max_power_limit")
     if wanted_w is None:
         if default_w and abs(limit_w - default_w) > 1:
             says = f"power limit {limit_w:.0f} W, which no setting asks for (the card's own is {default_w:.0f} W)"
@@ -211,7 +155,6 @@ def power(card: Card, settings_w: list[int]) -> Iterator[Finding]:
 def heat(card: Card) -> Iterator[Finding]:
     """Whether heat or the power supply slows the card down just now."""
     for reason, (why, fix) in SLOWED.items():
-        names = ("clocks_event_reasons/clocks_event_reason", "clocks_throttle_reasons/clocks_throttle_reason")
-        if card.text(*(f"{name}_{reason}" for name in names)) == "Active":
+        if card.is_slowed(reason):
             degrees = card.text("temperature/gpu_temp").replace(" C", " °C")
             yield Finding("cards", "warning", f"{card.label}: slowed down, since {why} ({degrees})", fix)

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 
+from moehost import last_words
 from moehost.finding import DEPLOY, Finding, Level
 from moehost.settings import Node
-
-# What a line that says why has in it.
-REASON = re.compile(r"error|fail|cannot|can't|refus|kill|lack|no such|not enough", re.IGNORECASE)
 
 
 def findings(texts: Mapping[str, str], node: Node) -> Iterator[Finding]:
@@ -59,17 +56,9 @@ def _look(unit: str) -> str:
 
 
 def _why(unit: str, journal: str) -> str:
-    """The line of a unit's own that names a reason; systemd's say only that there was one.
-
-    Of a start that failed it is the first one, what follows comes of it; of a run that ended it is the last one.
-    """
     own = [line.removeprefix(f"{unit} ") for line in journal.splitlines() if line.startswith(f"{unit} ")]
-    starts = [index for index, line in enumerate(own) if line.startswith("Starting ")]
-    systemds = re.compile(rf"{re.escape(unit)}: |(Starting|Started|Stopping|Stopped|Failed to start) ")
-    own = [line for line in own[starts[-1] if starts else 0 :] if line.strip() and not systemds.match(line)]
-    reasons = list(filter(REASON.search, own)) or own
-    line = (reasons[0] if starts else reasons[-1]) if reasons else ""
-    return f": {line.strip()[:200]}" if line else ""
+    reason = last_words.why(unit, own)
+    return f": {reason}" if reason else ""
 
 
 def engine(text: str) -> Finding:

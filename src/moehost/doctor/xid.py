@@ -12,10 +12,7 @@ from dataclasses import dataclass
 
 from moehost.doctor.system import ago, now_s, uptime_s
 from moehost.finding import Finding, Level
-
-LINE = re.compile(
-    r"^(?P<time_s>\d{9,}[.]\d+)?.*?NVRM: Xid \(?(?:PCI:)?(?P<bus>[\w:.]+)\)?: (?P<number>\d+), ?(?P<text>.*)"
-)
+from moehost.xid_log import lines
 
 ANEW = "systemctl restart 'llama-server-*'; if it comes again, go back: moehost engine rollback @HOST"
 RESET = "systemctl stop 'llama-server-*' && nvidia-smi --gpu-reset -i {bus}; if that fails, systemctl reboot"
@@ -74,12 +71,10 @@ class Xid:
 
 def parse(texts: Mapping[str, str]) -> list[Xid]:
     """The lines of the text `xids`, oldest first."""
-    found = []
-    for line in texts["xids"].splitlines():
-        if fields := LINE.match(line):
-            age_s = now_s(texts) - int(float(fields["time_s"])) if fields["time_s"] else None
-            found.append(Xid(int(fields["number"]), fields["bus"].lower(), fields["text"], age_s))
-    return found
+    return [
+        Xid(each.number, each.bus, each.text, now_s(texts) - int(each.time_s) if each.time_s else None)
+        for each in lines(texts["xids"])
+    ]
 
 
 def findings(texts: Mapping[str, str]) -> Iterator[Finding]:
