@@ -10,7 +10,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from moehost import confined, settings
+from moehost.settings_metrics import Metrics
 from roles.gateway import operations as gateway
+from roles.metrics import wanted as metrics
 from roles.operations import render
 from tests.unit.test_unit import UNITS as SERVERS
 
@@ -94,6 +96,66 @@ GATEWAY_OPEN = {
     **reasons(*ALL, *LOOPBACK, UNIX),
     "IPAddressDeny=": "it is there for the computers of your network",
 }
+WATCHED = Metrics.model_validate({"prometheus": True})
+TELEMETRY_OPEN = {
+    **reasons(*ALL, *LOOPBACK, UNIX),
+    "ProcSubset=": "the clock, the load and the disks are read there",
+    "ProtectHome=": "the models' disk may lie below /home",
+    "UMask=": "the exporter, another account, reads what it writes",
+    "SupplementaryGroups=": "the kernel's log has what the driver says of cards",
+}
+PROMETHEUS_OPEN = {
+    **reasons(*ALL, *LOOPBACK),
+    "ProcSubset=": "its own use of the processor is read there",
+    UNIX: "names of hosts are asked for over such sockets",
+}
+EXPORTER_OPEN = {
+    **reasons("RootDirectory=/RootImage=", *LOOPBACK, UNIX),
+    NETLINK: "the network's figures come over such sockets",
+    "ProcSubset=": "that is what it is for",
+    "ProtectProc=": "process 1 alone knows how the disks are mounted",
+    "ProtectHome=": "there may be disks below /home",
+    **dict.fromkeys(
+        ("ProtectClock=", "SystemCallFilter=~@clock", "SystemCallFilter=~@privileged"),
+        "whether the clock is synchronised is asked by the call that could set it, for which it lacks the capability",
+    ),
+}
+NOTIFY = "notify/moehost-notify@.service.j2"
+NOTIFY_OPEN = {
+    **reasons(*ALL, *LOOPBACK, UNIX, "ProcSubset="),
+    "IPAddressDeny=": "the address may be anywhere",
+    "SupplementaryGroups=": "the journal has what a unit said last",
+}
+SENDMAIL = "sendmail is set-uid or set-gid, and keeps queues and logs of its own"
+NOTIFY_MAIL_OPEN = {
+    **{check: why for check, why in NOTIFY_OPEN.items() if check != "SupplementaryGroups="},
+    **reasons(*ROOT),
+    **dict.fromkeys(
+        (
+            "CapabilityBoundingSet=~CAP_(CHOWN|FSETID|SETFCAP)",
+            "CapabilityBoundingSet=~CAP_(DAC_*|FOWNER|IPC_OWNER)",
+            "CapabilityBoundingSet=~CAP_SET(UID|GID|PCAP)",
+            "NoNewPrivileges=",
+            "SystemCallFilter=~@privileged",
+            "SystemCallFilter=~@resources",
+        ),
+        SENDMAIL,
+    ),
+}
+
+
+def telemetry(has_cards: bool) -> str:
+    """The unit that looks at cards and services."""
+    values = {"library": "/usr/local/lib/moehost", "services": ["tiny"], "interval_s": 60, "addresses": []}
+    return render("metrics/moehost-telemetry.service.j2", has_cards=has_cards, **values)
+
+
+def notify(by: str) -> str:
+    """The unit that tells of a failure."""
+    values = {"library": "/usr/local/lib/moehost", "programs": "/usr/local/libexec/moehost"}
+    return render(NOTIFY, by=by, mail_to="you@home.arpa" if by == "mail" else None, **values)
+
+
 NOT_PROVEN = "that the driver's programs do without is not proven"
 NODES = "nvidia-modprobe makes device nodes with the owner and mode that the driver names"
 
@@ -261,6 +323,32 @@ UNITS = {
         1.4,
         {**FILTER_OPEN, UNIX: "systemd is told that the timer is done over such a socket"},
     ),
+    "moehost-telemetry": Unit(
+        "metrics/moehost-telemetry.service.j2", telemetry(has_cards=False), "moehost-telemetry", 1.1, TELEMETRY_OPEN
+    ),
+    "moehost-telemetry with cards": Unit(
+        "metrics/moehost-telemetry.service.j2",
+        telemetry(has_cards=True),
+        "moehost-telemetry",
+        1.2,
+        {**TELEMETRY_OPEN, "DeviceAllow=": "the cards", "PrivateDevices=": "the cards"},
+    ),
+    "moehost-prometheus": Unit(
+        "metrics/moehost-prometheus.service.j2",
+        metrics.prometheus(WATCHED, "node"),
+        "an account of the moment",
+        1.0,
+        PROMETHEUS_OPEN,
+    ),
+    "prometheus-node-exporter, Debian's with a drop-in": Unit(
+        "metrics/exporter.conf.j2",
+        metrics.exporter(WATCHED) + "User=prometheus\n",
+        "prometheus",
+        1.6,
+        EXPORTER_OPEN,
+    ),
+    "moehost-notify by ntfy or webhook": Unit(NOTIFY, notify("ntfy"), "moehost-notify", 1.2, NOTIFY_OPEN),
+    "moehost-notify by mail": Unit(NOTIFY, notify("mail"), "root", 2.6, NOTIFY_MAIL_OPEN, 2.6),
     "moehost-gpu": Unit(
         "gpu_gate/moehost-gpu.service.j2",
         render("gpu_gate/moehost-gpu.service.j2", words="/usr/local/libexec/moehost/gpu-ready 2 120"),
