@@ -169,6 +169,8 @@ class Inputs(FactBase[str]):
     def command(self, engine: str, model_dir: str, keys: str) -> StringCommand:
         return StringCommand(
             "readlink", QuoteString(engine), "; sha256sum", QuoteString(f"{model_dir}/manifest.json"),
+            # When a file was damaged is not known: who was started before it was mended may have read rubbish.
+            "; cat", QuoteString(f"{model_dir}/mended.json"), "2>/dev/null",
             # Not their hash: it would stand in the environment of the process.
             "; stat -c '%i %Y %s'", QuoteString(keys), "; true",
         )  # fmt: skip

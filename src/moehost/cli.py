@@ -15,6 +15,7 @@ from moehost import (
     cli_facts,
     cli_lock,
     cli_measure,
+    cli_models,
     cli_node,
     cli_plan,
     cli_report,
@@ -47,6 +48,7 @@ main.add_command(cli_doctor.doctor)
 main.add_command(cli_facts.facts)
 main.add_command(cli_lock.lock)
 main.add_command(cli_measure.measure)
+main.add_command(cli_models.models)
 main.add_command(cli_bench.bench)
 main.add_command(cli_tune.tune)
 main.add_command(cli_node.node)
