@@ -179,6 +179,21 @@ class Inputs(FactBase[str]):
         return "\n".join(output)
 
 
+class UsableKeys(FactBase[int]):
+    """How many keys are in a key file, as `preflight` counts: lines that are not empty and no comment.
+
+    + path: path of the file
+    """
+
+    default = int
+
+    def command(self, path: str) -> StringCommand:
+        return StringCommand("grep -c '^[^#]'", QuoteString(path), "2>/dev/null || true")
+
+    def process(self, output: list[str]) -> int:
+        return int("".join(output) or 0)
+
+
 class InstalledServices(FactBase[list[str]]):
     """The paths of the units and Quadlets of llama-server that moehost has put on this node."""
 
