@@ -3,7 +3,7 @@
 KILLS = "a deploy is killed (SIGKILL) at 50 random moments"
 CLOCK = "the clock jumps a year forwards and back"
 RESET = "the machine is reset in the middle of a switch of engines"
-LEAK = "an engine leaks until its MemoryMax"
+LEAK = "a program in a service's control group leaks until MemoryMax"
 
 ELSEWHERE = {
     # tests/interrupted

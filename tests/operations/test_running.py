@@ -102,7 +102,8 @@ def test_a_fresh_node():
 def test_the_plan_of_a_node_where_nothing_is_installed_yet():
     commands, _ = run({}, contract={}, inputs="", probe=None)
     assert commands == [
-        "test -e /opt/moehost/engine/current/bin/llama-server -a -e /srv/models/m/manifest.json -a ! -e /srv/models/m/damaged.json || "
+        "test -e /opt/moehost/engine/current/bin/llama-server -a -e /srv/models/m/manifest.json -a "
+        "! -e /srv/models/m/damaged.json || "
         "{ echo /opt/moehost/engine/current or /srv/models/m is not there or damaged: deploy again >&2; exit 1; }"
     ]
 

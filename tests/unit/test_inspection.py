@@ -81,7 +81,7 @@ def test_only_what_is_damaged_is_brought_again(bench: Bench) -> None:
     (bench.folder / "in" / SECOND).rename(bench.folder / SECOND)
     write(bench.folder / "in", {SECOND: MODEL[SECOND]})
     for name in good:
-        os.unlink(bench.folder / "in" / name)
+        (bench.folder / "in" / name).unlink()
         os.link(good[name], bench.folder / "in" / name)
     assert bench.run(f"file://{bench.folder}/in/{FIRST}") == 0
     assert {name: (bench.target / name).read_bytes() for name in MODEL} == MODEL
