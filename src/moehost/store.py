@@ -2,7 +2,7 @@
 
     STORE/NAME/                  shards, tensors.json, manifest.json: whole and verified, or not there at all
         damaged.json             files that were found to be others than the manifest says (`moehost.inspection`)
-        mended.json              the damaged.json of the predecessor, whose damaged files were brought anew
+        mended.json              the last damaged.json of a predecessor, whose damaged files were brought anew
     STORE/.incoming/.NAME.lock   held by the run that works on NAME, and by its download program
     STORE/.incoming/NAME/        progress.json, job.json (what the files below belong to)
         files/                   the successor: X.gguf is verified, X.gguf.part is not; manifest.json is last
@@ -212,8 +212,9 @@ class Shelf:
             if path.name not in names:
                 path.unlink()
         # A server that has read the damaged files is told apart by this from one that has read the new ones.
-        if read_damage(self.target):
-            shutil.copyfile(self.target / "damaged.json", self.files / "mended.json")
+        note = self.target / ("damaged.json" if read_damage(self.target) else "mended.json")
+        if note.exists():
+            shutil.copyfile(note, self.files / "mended.json")
             sync(self.files / "mended.json")
         write_json(self.files / "tensors.json", tensors)
         write_json(self.files / "manifest.json", manifest.to_json(), indent=2)

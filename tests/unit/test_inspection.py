@@ -91,6 +91,19 @@ def test_only_what_is_damaged_is_brought_again(bench: Bench) -> None:
     assert inspect(bench) == 0
 
 
+def test_what_was_mended_stays_known(bench: Bench) -> None:
+    """Or a server would be restarted without a need, when its model is put together anew for another reason."""
+    flip(bench.target / SECOND)
+    inspect(bench)
+    source = f"file://{bench.folder}/in/{FIRST}"
+    assert bench.run(source) == 0
+    note = (bench.target / "mended.json").read_text()
+    (bench.target / "manifest.json").write_text("{")
+    assert bench.run(source) == 0
+    assert (bench.target / "mended.json").read_text() == note
+    assert inspect(bench) == 0
+
+
 def test_an_origin_that_is_the_damaged_file_itself_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
