@@ -45,7 +45,7 @@ class ModelHeaders(FactBase[list[dict[str, Any]]]):
         )  # fmt: skip
 
     def process(self, output: list[str]) -> list[dict[str, Any]]:
-        return from_json("".join(output)) or []
+        return from_json("".join(output), list) or []
 
 
 class ArgumentsProbe(FactBase[str]):

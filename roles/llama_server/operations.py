@@ -108,7 +108,8 @@ def _news(goal: Wanted) -> Iterator[str]:
     before = "\n".join(host.get_fact(FileContents, path=goal.plan_path) or [])
     try:
         yield from differences(json.loads(before), goal.plan_json) if before else iter(())
-    except ValueError:
+    except (ValueError, TypeError, KeyError, AttributeError):
+        # Whatever stands there: an exception would end the run of every host.
         yield "the plan before can't be read"
     yield from (f"warning: {warning}" for warning in goal.plan_json["warnings"])
 

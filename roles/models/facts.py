@@ -95,7 +95,7 @@ class Catalogue(FactBase[list[dict[str, Any]]]):
         )
 
     def process(self, output: list[str]) -> list[dict[str, Any]]:
-        return from_json("".join(output)) or []
+        return from_json("".join(output), list) or []
 
 
 class Fetch(FactBase[dict[str, Any]]):

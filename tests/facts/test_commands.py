@@ -17,7 +17,7 @@ from moehost import topology
 from roles.base.facts import Directories
 from roles.doctor import Doctor
 from roles.doctor.facts import Condition
-from roles.facts import DpkgAudit, FileStates, Machine, MissingPackages, OsRelease, SourceState
+from roles.facts import DpkgAudit, FileStates, Machine, MissingPackages, OsRelease, SourceState, from_json
 from roles.host_tuning.facts import Topology
 from roles.ik_llama.facts import Build, Images, Mirrors, PackageCandidates, PackagedEngine, Releases
 from roles.llama_server.facts import ArgumentsProbe, EngineContract, Inputs, InstalledServices, ServiceState
@@ -525,3 +525,10 @@ def test_the_texts_of_several_facts_are_asked_for_at_once(node):
 def test_a_line_that_looks_like_a_key_is_none(node):
     node.program("lscpu", "echo; echo '=== of the processor'")
     assert node.ask(Machine)["lscpu"] == "\n=== of the processor\n"
+
+
+@pytest.mark.parametrize(("text", "kind"), [("{", dict), ("[]", dict), ("3", dict), ("{}", list), ("null", list)])
+def test_what_is_not_as_it_should_be_is_none(text, kind):
+    assert from_json(text, kind) is None
+    assert from_json('{"a": 1}') == {"a": 1}
+    assert from_json("[1]", list) == [1]

@@ -153,15 +153,16 @@ class Drill:
         before = self.node.process
         assert "ActiveState=active" in before, before
         yield
-        assert self.node.process == before
-        assert self.answers()
+        assert self.node.process == before, self.node.process
+        assert self.answers(), "does not answer"
 
     def settled(self) -> None:
         """The service answers, nothing has failed, nothing is half written, and a deploy finds nothing to do."""
         assert self.answers()
         assert self.run("systemctl --failed --plain --no-legend") == ""
         assert self.run("find /etc /opt/moehost /usr/local -name '*.new' 2>/dev/null") == ""
-        assert changes(self.deploy()) == []
+        left = changes(self.deploy())
+        assert left == [], left
 
 
 class Deploy:

@@ -2,6 +2,7 @@
 
 import pytest
 
+from moehost import sandbox
 from tests.faults import engines, machines, models, packages, rooms, services, table
 
 FAULTS = [each for module in (packages, rooms, models, services, machines, engines) for each in module.FAULTS]
@@ -15,6 +16,7 @@ def test_it_ends_as_it_should(fault, drill):
     except BaseException:
         # The next fault finds the node as this one did.
         drill.settings = before
+        sandbox.up(drill.node.name, print)
         drill.deploy()
         raise
     assert drill.took_s is not None

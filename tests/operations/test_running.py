@@ -186,6 +186,16 @@ def test_a_card_that_is_missing_is_told_before_the_restart(caplog):
     assert re.search(r"tiny: predicted decode: [\d.]+ -> [\d.]+ tok/s", told)
 
 
+@pytest.mark.parametrize(
+    "text", ["{", "[]", "3", '"plan"', '{"ledger": 3, "experts": null}', '{"node": [1]}', '{"argv": 3}', "\ufffd\x00"]
+)
+def test_a_plan_that_is_garbage_is_written_again_and_ends_no_run(text, caplog):
+    with caplog.at_level("INFO", logger="pyinfra"):
+        commands, _ = run(INACTIVE, before=[text])
+    assert RESTART in commands
+    assert "tiny: the plan before can't be read" in caplog.text
+
+
 def test_the_plan_of_the_node_is_in_the_unit():
     (unit, plan, *_), _ = run(INACTIVE, cards=1)
     plan = json.loads(plan["_stdin"])
