@@ -155,7 +155,7 @@ def test_a_container_that_was_stopped_is_started_and_stays(tmp_path: Path) -> No
     """pyinfra alone would remove it in the end: who deploys to a stopped sandbox would lose what is in it."""
     told, podman = tmp_path / "told", tmp_path / "podman"
     state = '[{"State": {"Running": false}}]'
-    podman.write_text(f"#!/bin/sh\necho \"$@\" >>{told}\ncase \"$*\" in *inspect*) echo '{state}' ;; esac\n")
+    podman.write_text(f'#!/bin/sh\necho "$@" >>{told}\ncase "$*" in *inspect*) echo \'{state}\' ;; esac\n')
     podman.chmod(0o755)
     command = [Path(sys.executable).with_name("pyinfra"), "@podman/stopped", "exec", "--", "true"]
     environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
