@@ -25,7 +25,6 @@ def verify(drill: Drill) -> subprocess.CompletedProcess[str]:
     "shard alone",
 )
 def shard_corrupted(drill: Drill) -> str:
-    assert verify(drill).returncode == 0
     good, inodes = drill.run(SUMS), drill.run(f"cd {FOLDER} && stat -c '%n %i' *.gguf").splitlines()
     with drill.goes_on():
         drill.run(f"printf 'flipped!' | dd of={SHARD} bs=1 seek=700000 conv=notrunc 2>/dev/null")
