@@ -57,7 +57,11 @@ test-slow: setup ## Downloads that are held up, cut off and killed
 test-molecule: setup $(MODEL) ## A container node: converge, idempotence, testinfra, refusals
 	molecule test
 
-test-interrupted: setup $(MODEL) ## Kill the deploy ten times at random moments; each next run must converge
+test-faults: setup $(MODEL) ## The fault drill: apt killed, disks full, models damaged, power cut, engines that are no good
+	molecule test --scenario-name faults
+	@cat .sandbox/faults-table.md
+
+test-interrupted: setup $(MODEL) ## Kill the deploy fifty times at random moments; each next run must converge
 	pytest tests/interrupted --capture=no
 
 test-engine: setup $(MODEL) ## Engines: built, proven, in an image and a container (IK_LLAMA_SOURCE: a real one)

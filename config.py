@@ -1,9 +1,10 @@
-"""pyinfra settings, and the one thing pyinfra lacks: INVENTORY may be a directory."""
+"""pyinfra settings, and two things that pyinfra does otherwise: INVENTORY may be a directory, containers stay."""
 
 from pathlib import Path
 from typing import Any
 
 from pyinfra import config
+from pyinfra.connectors.docker import DockerConnector
 from pyinfra_cli import cli
 
 config.REQUIRE_PYINFRA_VERSION = "~=3.10.0"
@@ -18,3 +19,16 @@ def make_inventory(inventory: str, **kwargs: Any) -> Any:
 
 
 cli.make_inventory = make_inventory
+
+_find_container = DockerConnector._find_start_docker_container
+
+
+def find_container(connector: DockerConnector, name: str) -> tuple[str, bool]:
+    """Start a container that is stopped, and let it stay.
+
+    pyinfra 3.10.0 takes it for a build: in the end it would make an image of it and remove it with all that it has.
+    """
+    return _find_container(connector, name)[0], True
+
+
+DockerConnector._find_start_docker_container = find_container  # type: ignore[method-assign]

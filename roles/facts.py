@@ -18,12 +18,16 @@ MEMORY_MODULES = (
 )
 
 
-def from_json(text: str) -> Any:
-    """What a node wrote, None where it was cut off in the middle: a fact that raises ends the run of every host."""
+def from_json(text: str, kind: type = dict) -> Any:
+    """What a node wrote, None where it is cut off or something else: a fact that raises ends the run of every host.
+
+    + kind: what it should be, dict or list
+    """
     try:
-        return json.loads(text)
+        found = json.loads(text)
     except ValueError:
         return None
+    return found if isinstance(found, kind) else None
 
 
 class DpkgAudit(FactBase[list[str]]):

@@ -45,4 +45,7 @@ class Condition(Texts, FactBase[dict[str, str]]):
         f"{UNITS} | cut -d' ' -f1); do journalctl --unit $unit --lines 50 --output cat --no-pager --quiet | "
         f"grep -viE '{KEYS}' | sed \"s/^/$unit /\"; done",
         "releases": f"( {Releases().command()} )",
+        # Models that an inspection has found damaged, in whichever store the last deploy has made.
+        "damaged": "for each in $(sed -n 's,^d \\(/[^ ]*\\) .*,\\1,p' /etc/tmpfiles.d/moehost.conf); do "
+        "grep -H files $each/*/damaged.json; done",
     }

@@ -45,7 +45,7 @@ class ModelHeaders(FactBase[list[dict[str, Any]]]):
         )  # fmt: skip
 
     def process(self, output: list[str]) -> list[dict[str, Any]]:
-        return from_json("".join(output)) or []
+        return from_json("".join(output), list) or []
 
 
 class ArgumentsProbe(FactBase[str]):
@@ -169,12 +169,29 @@ class Inputs(FactBase[str]):
     def command(self, engine: str, model_dir: str, keys: str) -> StringCommand:
         return StringCommand(
             "readlink", QuoteString(engine), "; sha256sum", QuoteString(f"{model_dir}/manifest.json"),
+            # When a file was damaged is not known: who was started before it was mended may have read rubbish.
+            "; cat", QuoteString(f"{model_dir}/mended.json"), "2>/dev/null",
             # Not their hash: it would stand in the environment of the process.
             "; stat -c '%i %Y %s'", QuoteString(keys), "; true",
         )  # fmt: skip
 
     def process(self, output: list[str]) -> str:
         return "\n".join(output)
+
+
+class UsableKeys(FactBase[int]):
+    """How many keys are in a key file, as `preflight` counts: lines that are not empty and no comment.
+
+    + path: path of the file
+    """
+
+    default = int
+
+    def command(self, path: str) -> StringCommand:
+        return StringCommand("grep -c '^[^#]'", QuoteString(path), "2>/dev/null || true")
+
+    def process(self, output: list[str]) -> int:
+        return int("".join(output) or 0)
 
 
 class InstalledServices(FactBase[list[str]]):

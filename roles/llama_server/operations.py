@@ -16,7 +16,7 @@ from moehost.settings import Node, Service
 from moehost.speed import Constants
 from roles.facts import FileStates
 from roles.llama_server import check
-from roles.llama_server.facts import InstalledServices, ServerProcess, ServiceState
+from roles.llama_server.facts import InstalledServices, ServerProcess, ServiceState, UsableKeys
 from roles.llama_server.units import folder, paths
 from roles.llama_server.wanted import NotYet, Refused, Wanted, tell, wanted
 from roles.operations import files, refuse
@@ -37,6 +37,9 @@ def api_keys(service: str, keys: str | None) -> Iterator[Any]:
         yield from files._inner(contents={path: keys}, mode="600")
         return
     found = host.get_fact(FileStates, paths=[path]).get(path)
+    if not host.get_fact(UsableKeys, path=path):
+        # A file without a key, cut off or emptied, would let no start succeed.
+        found = None
     if found and found[1:] != ["600", "root:root"]:
         yield StringCommand("chmod 600", QuoteString(path), "&& chown root:root", QuoteString(path))
     elif found:
@@ -105,7 +108,8 @@ def _news(goal: Wanted) -> Iterator[str]:
     before = "\n".join(host.get_fact(FileContents, path=goal.plan_path) or [])
     try:
         yield from differences(json.loads(before), goal.plan_json) if before else iter(())
-    except ValueError:
+    except (ValueError, TypeError, KeyError, AttributeError):
+        # Whatever stands there: an exception would end the run of every host.
         yield "the plan before can't be read"
     yield from (f"warning: {warning}" for warning in goal.plan_json["warnings"])
 

@@ -112,7 +112,10 @@ def wanted(node: Node, service: Service, index: int, constants: Constants, relea
     contract = host.get_fact(EngineContract, engine=link)
     manifest = host.get_fact(StoredModel, folder=model_dir)
     if not contract or not manifest:
-        raise NotYet(f"test -e {link}/bin/llama-server -a -e {model_dir}/manifest.json")
+        raise NotYet(
+            f"test -e {link}/bin/llama-server -a -e {model_dir}/manifest.json -a ! -e {model_dir}/damaged.json || "
+            f"{{ echo {link} or {model_dir} is not there or damaged: deploy again >&2; exit 1; }}"
+        )
     build = from_json(contract["build"])
     if not build:
         raise Refused(f"{link}/build.json is cut off; remove that release and deploy again")

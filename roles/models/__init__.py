@@ -6,16 +6,17 @@ from pyinfra import host
 from pyinfra.api import deploy
 
 import moehost
-from moehost import fetch, rehearse
+from moehost import fetch, inspection, rehearse
 from moehost.settings import Node
-from roles.models.operations import LIBRARY, TOKEN, owned, stored
+from roles.models.operations import TOKEN, owned, stored
+from roles.models.verification import LIBRARY, inspected
 from roles.operations import files
 
 
 @deploy("Models")
 def models(node: Node) -> None:
     package = Path(moehost.__file__).parent
-    modules = sorted({*fetch.MODULES, *rehearse.MODULES})
+    modules = sorted({*fetch.MODULES, *rehearse.MODULES, *inspection.MODULES})
     files(
         name="Install the programs that fetch models and try plans",
         contents={f"{LIBRARY}/moehost/{each}.py": (package / f"{each}.py").read_text() for each in modules},
@@ -29,3 +30,4 @@ def models(node: Node) -> None:
     owned(name="Have the store belong to the account that fetches", store=node.models_dir)
     for model in host.loop(node.models):
         stored(name=f"Have {model.name} in the store", node=node, model=model)
+    inspected(name="Compare the models with their checksums now and then", node=node)

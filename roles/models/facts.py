@@ -12,7 +12,8 @@ from roles.facts import from_json
 
 
 class StoredModel(FactBase[Manifest | None]):
-    """The manifest of a model in the store, or None where there is no model or its files have other sizes.
+    """The manifest of a model in the store, or None where there is no model, or its files have other sizes, or an
+    inspection has found one damaged.
 
     + folder: folder of the model
     """
@@ -20,7 +21,7 @@ class StoredModel(FactBase[Manifest | None]):
     def command(self, folder: str) -> StringCommand:
         return StringCommand(
             "cd", QuoteString(folder), "2>/dev/null && test -s manifest.json || exit 0;",
-            "cat manifest.json; echo; echo ===; stat -c '%s %n' *.gguf 2>/dev/null; true",
+            "cat manifest.json; echo; echo ===; stat -c '%s %n' *.gguf damaged.json 2>/dev/null; true",
         )  # fmt: skip
 
     def process(self, output: list[str]) -> Manifest | None:
@@ -30,7 +31,73 @@ class StoredModel(FactBase[Manifest | None]):
         except ValueError:
             return None
         sizes = {name: int(size) for size, name in (line.split(" ", 1) for line in listing)}
-        return manifest if manifest.fits(sizes) else None
+        return manifest if manifest.fits(sizes) and "damaged.json" not in sizes else None
+
+
+class GoodFiles(FactBase[dict[str, str]]):
+    """SHA-256 of the files of a model in the store that are as they should be, as far as is known, by name.
+
+    + folder: folder of the model
+    """
+
+    default = dict
+
+    def command(self, folder: str) -> StringCommand:
+        return StringCommand(
+            "cd", QuoteString(folder), "2>/dev/null && test -s manifest.json || exit 0;",
+            "tr -d '\\n' <manifest.json; echo; { tr -d '\\n' <damaged.json; } 2>/dev/null; echo;",
+            "stat -c '%s %n' *.gguf 2>/dev/null; true",
+        )  # fmt: skip
+
+    def process(self, output: list[str]) -> dict[str, str]:
+        manifest, damaged, *listing = output
+        sizes = {name: int(size) for size, name in (line.split(" ", 1) for line in listing)}
+        bad = (from_json(damaged) or {}).get("files", {})
+        there = (from_json(manifest) or {}).get("files", [])
+        good = (each for each in there if sizes.get(each["name"]) == each["size_bytes"] and each["name"] not in bad)
+        return {each["name"]: each["sha256"] for each in good}
+
+
+class Inspection(FactBase[dict[str, str]]):
+    """The regular inspection: is its timer `enabled` and `active`, has it `failed`, needs systemd a `reload`, is a
+    model `damaged` (`yes` or `no`).
+
+    + store: the model store
+    """
+
+    default = dict
+
+    def command(self, store: str) -> StringCommand:
+        return StringCommand(
+            "command -v systemctl >/dev/null || exit 0;",
+            "echo enabled=$(systemctl is-enabled moehost-verify.timer 2>/dev/null);",
+            "echo active=$(systemctl is-active moehost-verify.timer);",
+            "echo failed=$(systemctl is-failed moehost-verify.service);",
+            "echo reload=$(systemctl show --property NeedDaemonReload --value moehost-verify.timer",
+            "moehost-verify.service | grep -m 1 yes);",
+            "echo damaged=$(ls", QuoteString(store), "/*/damaged.json >/dev/null 2>&1 && echo yes || echo no)",
+        )  # fmt: skip
+
+    def process(self, output: list[str]) -> dict[str, str]:
+        return dict(line.split("=", 1) for line in output if "=" in line)
+
+
+class Catalogue(FactBase[list[dict[str, Any]]]):
+    """The models in the store, as `moehost.inspection --list` prints them; empty where that program is not there.
+
+    + store: the model store
+    + library: where the node has moehost's modules
+    """
+
+    default = list
+
+    def command(self, store: str, library: str) -> StringCommand:
+        return StringCommand(
+            f"PYTHONPATH={library} python3 -B -m moehost.inspection --list", QuoteString(store), "2>/dev/null || true"
+        )
+
+    def process(self, output: list[str]) -> list[dict[str, Any]]:
+        return from_json("".join(output), list) or []
 
 
 def own(store: str, action: str) -> StringCommand:

@@ -16,10 +16,10 @@ from moehost.files import sha256_of
 from moehost.job import Job
 from moehost.settings import Model, Node
 from roles.facts import FileStates
-from roles.models.facts import Fetch, StoredModel, Strangers, own
+from roles.models.facts import Fetch, GoodFiles, StoredModel, Strangers, own
+from roles.models.verification import LIBRARY
 from roles.operations import refuse, unit_options
 
-LIBRARY = "/usr/local/lib/moehost"
 TOKEN = "/etc/moehost/hub-token"  # noqa: S105  (a path)
 GIB = 1 << 30
 
@@ -153,9 +153,15 @@ def _upload(order: Order) -> Iterator[Any]:
     if not targets:
         return
     there = host.get_fact(FileStates, paths=list(targets.values()))
+    good = host.get_fact(GoodFiles, folder=order.folder)
     yield _folder(f"{order.incoming}.upload")
     for path, target in targets.items():
-        if there.get(target, [""])[0] != order.sha256[path.name]:
+        if there.get(target, [""])[0] == order.sha256[path.name]:
+            pass
+        elif good.get(path.name) == order.sha256[path.name]:
+            # Of a model that is damaged only the damaged files are sent again; what is linked is verified, too.
+            yield StringCommand("ln -fT", QuoteString(f"{order.folder}/{path.name}"), QuoteString(target))
+        else:
             # A link that the account has left there would lead elsewhere.
             yield StringCommand("rm -f", QuoteString(target))
             yield FileUploadCommand(str(path), target, remote_temp_filename=host.get_temp_filename(target))

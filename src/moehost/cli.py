@@ -17,6 +17,7 @@ from moehost import (
     cli_lock,
     cli_measure,
     cli_metrics,
+    cli_models,
     cli_node,
     cli_notify,
     cli_plan,
@@ -51,6 +52,7 @@ main.add_command(cli_facts.facts)
 main.add_command(cli_lock.lock)
 main.add_command(cli_keys.keys)
 main.add_command(cli_measure.measure)
+main.add_command(cli_models.models)
 main.add_command(cli_bench.bench)
 main.add_command(cli_tune.tune)
 main.add_command(cli_metrics.metrics)

@@ -22,7 +22,7 @@ from moehost import source as sources
 from moehost.job import Job
 from moehost.progress import Progress
 from moehost.source import FileSource, HttpSource, HubSource, ModelFile
-from moehost.store import Manifest, Shelf, StoreError
+from moehost.store import Manifest, Shelf, StoreError, read_damage
 
 MODULES = ("__init__", "gguf", "source", "job", "files", "store", "progress", "download", "fetch")
 
@@ -137,10 +137,14 @@ def _replace(shelf: Shelf, job: Job, lock: int, progress: Progress) -> Manifest:
 
 def _adopt(shelf: Shelf, orders: Sequence[Order]) -> None:
     """Links whatever lies on the store's disk already: local origins, and files of the model that stands."""
-    current = shelf.manifest()
-    held = {file.sha256: shelf.target / file.name for file in current.files} if current else {}
+    held, damaged = shelf.held(), read_damage(shelf.target)
     for order in orders:
         if isinstance(order.origin, Path):
+            stored = shelf.target / order.file.name
+            if order.file.name in damaged and stored.exists() and stored.samefile(order.origin):
+                raise StoreError(
+                    f"{order.origin}: is the damaged file itself, by another name; put a good copy there"
+                )
             shelf.adopt(order.file, order.origin)
         elif order.file.sha256 in held and not shelf.part(order.file).exists():
             shelf.adopt(order.file, held[order.file.sha256])
@@ -233,8 +237,8 @@ def main(arguments: Sequence[str]) -> int:
 def _verify(folder: Path) -> int:
     try:
         bad = 0
-        for line in store.verify(folder):
-            print(line, flush=True)
+        for damage in store.verify(folder):
+            print(damage.says, flush=True)
             bad = 1
         return bad
     except (OSError, ValueError) as error:

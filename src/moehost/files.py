@@ -16,18 +16,26 @@ BLOCK_BYTES = 512  # the unit of st_blocks, whatever the file system's own block
 READ_BYTES = 8 << 20
 
 
-def chunks(path: Path) -> Iterator[memoryview]:
-    """A file's bytes in order; each view is only good until the next one is asked for."""
+def chunks(path: Path, uncached: bool = False) -> Iterator[memoryview]:
+    """A file's bytes in order; each view is only good until the next one is asked for.
+
+    + uncached: from the disk where that is possible, and without keeping them in memory, which others need more
+    """
     buffer = memoryview(bytearray(READ_BYTES))
     with path.open("rb", buffering=0) as stream:
+        # What a program has mapped stays: the kernel only lets go of what nobody uses.
+        if uncached:
+            os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         while count := stream.readinto(buffer):
             yield buffer[:count]
+            if uncached:
+                os.posix_fadvise(stream.fileno(), 0, stream.tell(), os.POSIX_FADV_DONTNEED)
 
 
-def sha256_of(path: Path, on_bytes: Callable[[int], None] = lambda done_bytes: None) -> str:
-    """The sha256 of a file; `on_bytes` hears how far it is."""
+def sha256_of(path: Path, on_bytes: Callable[[int], None] = lambda done_bytes: None, uncached: bool = False) -> str:
+    """The sha256 of a file; `on_bytes` hears how far it is, `uncached` as in `chunks`."""
     digest, done_bytes = hashlib.sha256(), 0
-    for chunk in chunks(path):
+    for chunk in chunks(path, uncached):
         digest.update(chunk)
         done_bytes += len(chunk)
         on_bytes(done_bytes)

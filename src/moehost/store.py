@@ -1,6 +1,8 @@
 """The model store: where a model stands, how its successor is put together beside it and takes its place.
 
     STORE/NAME/                  shards, tensors.json, manifest.json: whole and verified, or not there at all
+        damaged.json             files that were found to be others than the manifest says (`moehost.inspection`)
+        mended.json              the last damaged.json of a predecessor, whose damaged files were brought anew
     STORE/.incoming/.NAME.lock   held by the run that works on NAME, and by its download program
     STORE/.incoming/NAME.links/  files of others on this disk under a second name, where root has given them one
     STORE/.incoming/NAME/        progress.json, job.json (what the files below belong to)
@@ -69,6 +71,20 @@ class Manifest:
         return all(sizes_bytes.get(file.name) == file.size_bytes for file in self.files)
 
 
+@dataclass(frozen=True)
+class Damage:
+    """A file that is not as its manifest says.
+
+    + path: where it is
+    + sha256: what it has now, None where it has another size or can't be read
+    + says: what is wrong, in one line that begins with the path
+    """
+
+    path: Path
+    sha256: str | None
+    says: str
+
+
 class Shelf:
     """The place of one model in the store, and of the one that is to replace it."""
 
@@ -120,10 +136,20 @@ class Shelf:
         """What stands in the store now; None if that is nothing, or not what its manifest says."""
         try:
             found = read_manifest(self.target)
-            sizes_bytes = {path.name: path.stat().st_size for path in self.target.iterdir()}
         except (OSError, ValueError):
             return None
-        return found if found.fits(sizes_bytes) else None
+        return found if len(self.held()) == len(found.files) else None
+
+    def held(self) -> dict[str, Path]:
+        """The files of the model in the store that are as they should be, as far as is known, by their sha256."""
+        try:
+            there = read_manifest(self.target).files
+            sizes_bytes = {path.name: path.stat().st_size for path in self.target.iterdir()}
+        except (OSError, ValueError):
+            return {}
+        damaged = read_damage(self.target)
+        good = (each for each in there if each.name not in damaged and sizes_bytes.get(each.name) == each.size_bytes)
+        return {str(each.sha256): self.target / each.name for each in good}
 
     def stage(self, job: Mapping[str, Any]) -> None:
         """Makes room for a successor; what an earlier run has left stays only if it was for the same job."""
@@ -198,6 +224,11 @@ class Shelf:
         for path in self.files.iterdir():
             if path.name not in names:
                 path.unlink()
+        # A server that has read the damaged files is told apart by this from one that has read the new ones.
+        note = self.target / ("damaged.json" if read_damage(self.target) else "mended.json")
+        if note.exists():
+            shutil.copyfile(note, self.files / "mended.json")
+            sync(self.files / "mended.json")
         write_json(self.files / "tensors.json", tensors)
         write_json(self.files / "manifest.json", manifest.to_json(), indent=2)
 
@@ -220,17 +251,34 @@ def read_manifest(folder: Path) -> Manifest:
     return Manifest.from_json(json.loads((folder / "manifest.json").read_text()))
 
 
-def verify(folder: Path) -> Iterator[str]:
-    """Compares a model's files with its manifest; yields one line for each that is not as it was."""
+def read_damage(folder: Path) -> dict[str, str | None]:
+    """What an inspection has found damaged in a model's folder: the sha256 that each of these files had then."""
+    try:
+        return dict(json.loads((folder / "damaged.json").read_text())["files"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def verify(
+    folder: Path, on_bytes: Callable[[int], None] = lambda done_bytes: None, uncached: bool = False
+) -> Iterator[Damage]:
+    """Compares a model's files with its manifest; yields each that is not as it was.
+
+    + on_bytes: hears how many bytes of the model are read
+    + uncached: as in `files.chunks`
+    """
+    before_bytes = 0
     for file in read_manifest(folder).files:
-        path = folder / file.name
+        path, before = folder / file.name, before_bytes
         try:
             if path.stat().st_size != file.size_bytes:
-                yield f"{path}: has {path.stat().st_size} bytes, its manifest says {file.size_bytes}"
-            elif (found := sha256_of(path)) != file.sha256:
-                yield f"{path}: has sha256 {found}, its manifest says {file.sha256}"
+                says = f"has {path.stat().st_size} bytes, its manifest says {file.size_bytes}"
+                yield Damage(path, None, f"{path}: {says}")
+            elif (found := sha256_of(path, lambda done: on_bytes(before + done), uncached)) != file.sha256:  # noqa: B023
+                yield Damage(path, found, f"{path}: has sha256 {found}, its manifest says {file.sha256}")
         except OSError as error:
-            yield f"{path}: {error.strerror}"
+            yield Damage(path, None, f"{path}: {error.strerror}")
+        before_bytes += file.size_bytes
 
 
 def _remove(folder: Path) -> None:

@@ -17,7 +17,7 @@ from moehost import topology
 from roles.base.facts import Directories
 from roles.doctor import Doctor
 from roles.doctor.facts import Condition
-from roles.facts import DpkgAudit, FileStates, Machine, MissingPackages, OsRelease, SourceState
+from roles.facts import DpkgAudit, FileStates, Machine, MissingPackages, OsRelease, SourceState, from_json
 from roles.firewall.facts import Access, Filter
 from roles.host_tuning.facts import Topology
 from roles.ik_llama.facts import Build, Images, Mirrors, PackageCandidates, PackagedEngine, Releases
@@ -561,3 +561,10 @@ def test_where_a_deploy_comes_from_is_known_even_below_sudo():
     done = subprocess.run(words, capture_output=True, text=True, env=environment)
     found = Access().process(done.stdout.splitlines())
     assert found["connection"] == "192.0.2.9 50000 192.0.2.7 2022\n"
+
+
+@pytest.mark.parametrize(("text", "kind"), [("{", dict), ("[]", dict), ("3", dict), ("{}", list), ("null", list)])
+def test_what_is_not_as_it_should_be_is_none(text, kind):
+    assert from_json(text, kind) is None
+    assert from_json('{"a": 1}') == {"a": 1}
+    assert from_json("[1]", list) == [1]

@@ -50,7 +50,7 @@ OF_CONDITION = [
         "swaps",
         "modules",
     ),
-    *("disks", "mounts", "rotational", "cards", "links", "xids", "units", "journal", "releases"),
+    *("disks", "mounts", "rotational", "cards", "links", "xids", "units", "journal", "releases", "damaged"),
 ]
 OF_A_DRIVER = [
     *("system", "pci", "kernel", "kernels", "loaded", "taint", "on_disk", "licence", "uvm", "smi", "reboot_required"),
@@ -110,9 +110,13 @@ OF_NOTHING = {
     "llama_server.facts.ServerProcess": dict.fromkeys(["smaps", "numa_maps", "status", "namespaces", "nice"], ""),
     "llama_server.facts.ServiceState": {},
     "llama_server.facts.Switch": {},
+    "llama_server.facts.UsableKeys": 0,
     "llama_server.facts.VramUsed": [],
     "lock.facts.Stack": dict.fromkeys(OF_A_STACK, ""),
+    "models.facts.Catalogue": [],
     "models.facts.Fetch": {},
+    "models.facts.GoodFiles": {},
+    "models.facts.Inspection": {},
     "models.facts.StoredModel": None,
     "probe.facts.Probe": dict.fromkeys(
         [

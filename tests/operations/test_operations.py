@@ -30,6 +30,7 @@ PLAIN = {
     "llama_server.operations.running": "test_running.py",
     "llama_server.switch.switched": "test_switched.py",
     **dict.fromkeys(("models.operations.owned", "models.operations.stored"), "test_stored.py"),
+    "models.verification.inspected": "test_inspected.py",
     "nvidia_driver.operations.driver": "test_nvidia_driver.py",
     "nvidia_container_toolkit.operations.toolkit": "test_toolkit.py",
     "nvidia_container_toolkit.runtimes.runtime_configured": "test_runtimes.py",

@@ -101,7 +101,11 @@ def test_a_fresh_node():
 
 def test_the_plan_of_a_node_where_nothing_is_installed_yet():
     commands, _ = run({}, contract={}, inputs="", probe=None)
-    assert commands == ["test -e /opt/moehost/engine/current/bin/llama-server -a -e /srv/models/m/manifest.json"]
+    assert commands == [
+        "test -e /opt/moehost/engine/current/bin/llama-server -a -e /srv/models/m/manifest.json -a "
+        "! -e /srv/models/m/damaged.json || "
+        "{ echo /opt/moehost/engine/current or /srv/models/m is not there or damaged: deploy again >&2; exit 1; }"
+    ]
 
 
 def test_a_service_that_runs_as_described_is_left_alone(described):
@@ -180,6 +184,16 @@ def test_a_card_that_is_missing_is_told_before_the_restart(caplog):
     assert "tiny: cards: NVIDIA RTX PRO 6000 Blackwell, NVIDIA RTX PRO 6000 Blackwell -> NVIDIA RTX" in told
     assert re.search(r"tiny: layers of experts on CUDA1: \d\d -> 0", told)
     assert re.search(r"tiny: predicted decode: [\d.]+ -> [\d.]+ tok/s", told)
+
+
+@pytest.mark.parametrize(
+    "text", ["{", "[]", "3", '"plan"', '{"ledger": 3, "experts": null}', '{"node": [1]}', '{"argv": 3}', "\ufffd\x00"]
+)
+def test_a_plan_that_is_garbage_is_written_again_and_ends_no_run(text, caplog):
+    with caplog.at_level("INFO", logger="pyinfra"):
+        commands, _ = run(INACTIVE, before=[text])
+    assert RESTART in commands
+    assert "tiny: the plan before can't be read" in caplog.text
 
 
 def test_the_plan_of_the_node_is_in_the_unit():

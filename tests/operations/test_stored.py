@@ -12,7 +12,7 @@ from moehost.source import ModelFile
 from moehost.store import Manifest
 from roles.facts import FileStates
 from roles.models import operations
-from roles.models.facts import Fetch, StoredModel, Strangers
+from roles.models.facts import Fetch, GoodFiles, StoredModel, Strangers
 from roles.models.operations import Order, stored
 from tests.operations.plain import Host, in_turn, play, sha256
 
@@ -34,9 +34,9 @@ def manifest(wanted, digest="0" * 64):
     return Manifest("m", wanted.model.source, wanted.model.revision, (file,), "qwen35moe", 76)
 
 
-def run(wanted, in_store=None, fetch=NO_FETCH, uploaded=None):
-    """The commands and noops for a node with this in its store, on its way there, and uploaded."""
-    facts = {StoredModel: in_store, Fetch: fetch, FileStates: uploaded or {}}
+def run(wanted, in_store=None, fetch=NO_FETCH, uploaded=None, good=None):
+    """The commands and noops for a node with this in its store, on its way there, uploaded, and undamaged."""
+    facts = {StoredModel: in_store, Fetch: fetch, FileStates: uploaded or {}, GoodFiles: good or {}}
     return play(stored, facts, node=wanted.node, model=wanted.model)
 
 
@@ -222,6 +222,16 @@ def test_all_shards_are_uploaded(local):
         (local.uploads[0].parent / f"s-0000{number}-of-00002.gguf").write_text(f"shard {number}")
     commands, _ = run(order("file:models/s-00002-of-00002.gguf"))
     assert uploads(commands) == ["models/s-00001-of-00002.gguf", "models/s-00002-of-00002.gguf"]
+
+
+def test_of_a_model_that_is_damaged_only_the_damaged_files_are_uploaded(local):
+    for number in (1, 2):
+        (local.uploads[0].parent / f"s-0000{number}-of-00002.gguf").write_text(f"shard {number}")
+    good = {"s-00001-of-00002.gguf": sha256("shard 1"), "s-00002-of-00002.gguf": sha256("of another model")}
+    commands, _ = run(order("file:models/s-00002-of-00002.gguf"), good=good)
+    assert uploads(commands) == ["models/s-00002-of-00002.gguf"]
+    link = "ln -f /srv/models/m/s-00001-of-00002.gguf /srv/models/.incoming/m.upload/s-00001-of-00002.gguf"
+    assert link in commands
 
 
 def test_a_file_that_is_not_on_this_computer_is_refused(local):

@@ -44,7 +44,11 @@ def test_nothing_is_next():
 
 def test_the_plan_of_a_node_without_a_model():
     commands, _ = run(contract={})
-    assert commands == ["test -e /opt/moehost/engine/next/bin/llama-server -a -e /srv/models/m/manifest.json"]
+    assert commands == [
+        "test -e /opt/moehost/engine/next/bin/llama-server -a -e /srv/models/m/manifest.json -a "
+        "! -e /srv/models/m/damaged.json || "
+        "{ echo /opt/moehost/engine/next or /srv/models/m is not there or damaged: deploy again >&2; exit 1; }"
+    ]
 
 
 def test_the_node_is_told_all_that_is_needed():

@@ -29,6 +29,7 @@ FAULTS = {
     "garbage": "says @@@@",
     "no-answer": "answers completions with 500",
     "slow": "decodes at a fifth of the speed",
+    "leak": "takes more and more memory as a service, from its load on",
     "drops-flag": "knows no --jinja, and does not name it either",
     "without-gpu": "names no GPU options, although it was built for CUDA",
 }

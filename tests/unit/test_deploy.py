@@ -126,10 +126,11 @@ def plan(tmp_path_factory, notes):
 class TestPlan:
     def test_a_node_where_nothing_exists(self, plan):
         assert not [line for line in plan.said_of("fresh") if line.startswith("will fail")]
-        roles = ["Base"] * 3 + ["Engine"] * 3 + ["Models"] * 2 + ["Service"] * 3
+        roles = ["Base"] * 3 + ["Engine"] * 3 + ["Models"] * 3 + ["Service"] * 3
         assert [name.split(" | ")[0] for name in plan.changes("fresh")] == roles
-        assert plan.changes("fresh")[-4:] == [
+        assert plan.changes("fresh")[-5:] == [
             "Models | Have m in the store",
+            "Models | Compare the models with their checksums now and then",
             "Service | Install the programs of a start",
             "Service | Have an API key for tiny",
             "Service | Run tiny, warm",

@@ -343,3 +343,17 @@ class TestXids:
         assert faults(xids="-- No entries --\nNVRM: GPU at PCI:0000:c1:00: GPU-0\n") == []
         # As a driver of long ago wrote it.
         assert "Xid 14" in only(faults(xids="[1.0] NVRM: Xid (0000:03:00): 14, Channel 00000001\n")).says
+
+
+@pytest.mark.parametrize(
+    ("note", "says"),
+    [
+        ('{"seen": "2026-11-29T17:42:03Z", "files": {"m-1.gguf": null, "m-2.gguf": "ab"}}', "m-1.gguf, m-2.gguf is"),
+        ('{"seen": "files', "a file is"),
+    ],
+)
+def test_a_model_that_an_inspection_found_damaged(note: str, says: str) -> None:
+    found = only(faults(damaged=f"/srv/models/m/damaged.json:{note}\n"))
+    assert (found.area, found.level) == ("models", "error")
+    assert says in found.says and found.says.startswith("/srv/models/m: ")
+    assert "deploy.py" in (found.fix or "")

@@ -149,3 +149,18 @@ def test_the_console_script_shows_no_traceback(inventory):
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("moehost: a.home.arpa: prot: unknown setting; known: services, ")
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_container_that_was_stopped_is_started_and_stays(tmp_path: Path) -> None:
+    """pyinfra alone would remove it in the end: who deploys to a stopped sandbox would lose what is in it."""
+    told, podman = tmp_path / "told", tmp_path / "podman"
+    state = '[{"State": {"Running": false}}]'
+    podman.write_text(f'#!/bin/sh\necho "$@" >>{told}\ncase "$*" in *inspect*) echo \'{state}\' ;; esac\n')
+    podman.chmod(0o755)
+    command = [Path(sys.executable).with_name("pyinfra"), "@podman/stopped", "exec", "--", "true"]
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    words = [line.split()[:2] for line in told.read_text().splitlines()]
+    assert ["container", "start"] in words
+    assert not [each for each in words if each[0] in ("rm", "commit")]

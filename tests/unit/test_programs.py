@@ -257,6 +257,14 @@ class TestWaitReady:
         assert (code, words) == (1, "no answer after 1 s (last HTTP status: 000)")
         assert len(server.requests) > 1
 
+    def test_a_clock_that_is_set_meanwhile_ends_no_wait(self, bench):
+        date = bench.folder / "bin/date"
+        date.write_text(f"#!/bin/sh\necho $(($(wc -l <{bench.told}) * 31536000))\n")
+        date.chmod(0o755)
+        bench.told.write_text("")
+        with Server(503, 503, 503, 200) as server:
+            assert self.wait(bench, server.url) == (0, "")
+
     def test_health_is_asked_without_a_key(self, bench):
         with Server(200) as server:
             self.wait(bench, server.url)

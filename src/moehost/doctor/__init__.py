@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from moehost import cdi, driver
-from moehost.doctor import cards, disks, memory, services, system, tuned, xid
+from moehost.doctor import cards, disks, memory, models, services, system, tuned, xid
 from moehost.finding import Finding, Level
 from moehost.settings import Node
 
@@ -19,6 +19,7 @@ def examine(texts: Mapping[str, str], node: Node) -> list[Finding]:
         *system.findings(condition),
         *disks.findings(condition, node),
         *services.findings(condition, node),
+        *models.findings(condition),
     ]
     # A container shows the kernel, the firmware and the clock of the machine that it is in: not this node's.
     if not system.container(condition):

@@ -41,6 +41,12 @@ bool load_model(const std::string & path, bool on_static_pages, bool is_service)
     std::this_thread::sleep_for(std::chrono::milliseconds(STAND_IN_LOAD_MS));
     if (is_service && FAULT == "crash-at-start") std::abort();
     while (is_service && FAULT == "hang-in-load") pause();
+    while (is_service && FAULT == "leak") {
+        constexpr std::size_t step = 64 << 20;
+        // Every page is written, or the kernel would only promise it.
+        std::memset(::operator new(step), 1, step);
+        std::this_thread::sleep_for(std::chrono::milliseconds(5));
+    }
 #ifdef STAND_IN_CUDA
     log(count_on_gpu() ? "stand-in: a GPU has counted" : "stand-in: no GPU has counted");
 #endif

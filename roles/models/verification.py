@@ -1,0 +1,118 @@
+"""The regular comparison of the models with their checksums: a timer, and a unit that reads and stops nobody."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from pyinfra import host
+from pyinfra.api import QuoteString, StringCommand, operation
+
+from moehost.settings import Node
+from moehost.unit import exec_line
+from roles.facts import FileStates
+from roles.models.facts import Inspection
+from roles.operations import files, render
+
+LIBRARY = "/usr/local/lib/moehost"
+UNIT, TIMER = "moehost-verify.service", "moehost-verify.timer"
+UNITS = "/etc/systemd/system"
+
+
+def properties(store: str) -> list[str]:
+    """What an inspection's unit may do: read, write `damaged.json` into the store, and all of that after all others.
+
+    It is root with one capability, so that it can write into the folders of whoever brings models.
+
+    + store: the model store
+    """
+    return [
+        f"Environment=PYTHONPATH={LIBRARY} PYTHONDONTWRITEBYTECODE=1",
+        "Nice=19",
+        "CPUSchedulingPolicy=idle",
+        "IOSchedulingClass=idle",
+        "IOWeight=1",
+        "CPUWeight=1",
+        "OOMScoreAdjust=1000",
+        "MemoryMax=512M",
+        "UMask=0022",
+        f"ReadWritePaths={store}",
+        "CapabilityBoundingSet=CAP_DAC_OVERRIDE",
+        "NoNewPrivileges=yes",
+        "ProtectSystem=strict",
+        "ProtectHome=yes",
+        "InaccessiblePaths=-/etc/moehost",
+        "PrivateTmp=yes",
+        "PrivateDevices=yes",
+        "PrivateNetwork=yes",
+        "PrivateIPC=yes",
+        "IPAddressDeny=any",
+        "ProtectClock=yes",
+        "ProtectHostname=yes",
+        "ProtectKernelLogs=yes",
+        "ProtectKernelModules=yes",
+        "ProtectKernelTunables=yes",
+        "ProtectControlGroups=yes",
+        "ProtectProc=invisible",
+        "ProcSubset=pid",
+        # systemd-run does not know `none`.
+        "RestrictAddressFamilies=AF_UNIX",
+        "RestrictNamespaces=yes",
+        "RestrictRealtime=yes",
+        "RestrictSUIDSGID=yes",
+        "LockPersonality=yes",
+        "MemoryDenyWriteExecute=yes",
+        "KeyringMode=private",
+        "SystemCallArchitectures=native",
+        "SystemCallFilter=@system-service",
+        "SystemCallFilter=~@privileged @resources",
+        "SystemCallErrorNumber=EPERM",
+    ]
+
+
+def command(store: str, *model: str) -> list[str]:
+    """The words of an inspection of all models, or of one."""
+    return ["/usr/bin/python3", "-m", "moehost.inspection", store, *model]
+
+
+def units(store: str, calendar: str) -> dict[str, str]:
+    """The text of each of the two units, by path."""
+    line = exec_line(command(store))
+    service = render("models/moehost-verify.service.j2", store=store, exec_start=line, properties=properties(store))
+    return {
+        f"{UNITS}/{UNIT}": service,
+        f"{UNITS}/{TIMER}": render("models/moehost-verify.timer.j2", calendar=calendar),
+    }
+
+
+@operation()
+def inspected(node: Node) -> Iterator[Any]:
+    """
+    Have the node compare its models with their checksums as often as its owner wants, or not at all.
+
+    An inspection that failed is forgotten as soon as no model of the node's is damaged any more.
+
+    + node: the settings of the node
+    """
+    paths = [f"{UNITS}/{UNIT}", f"{UNITS}/{TIMER}"]
+    there = host.get_fact(Inspection, store=node.models_dir)
+    if node.verify_models == "off":
+        left = list(host.get_fact(FileStates, paths=paths))
+        if left:
+            yield f"systemctl disable --quiet --now {TIMER} 2>/dev/null; true"
+            yield f"systemctl reset-failed {UNIT} 2>/dev/null; true"
+            yield StringCommand("rm -f", *(QuoteString(path) for path in left), "&& systemctl daemon-reload")
+        else:
+            host.noop("models are not inspected")
+        return
+    changes = list(files._inner(contents=units(node.models_dir, node.verify_models)))
+    yield from changes
+    if changes or there.get("reload") == "yes":
+        yield "systemctl daemon-reload"
+    if (there.get("enabled"), there.get("active")) != ("enabled", "active"):
+        yield f"systemctl enable --quiet --now {TIMER}"
+    elif changes:
+        # A timer that runs goes by the calendar that it was started with.
+        yield f"systemctl restart {TIMER}"
+    if there.get("failed") == "failed" and there.get("damaged") == "no":
+        yield f"systemctl reset-failed {UNIT}"
+    elif not changes and (there.get("enabled"), there.get("active")) == ("enabled", "active"):
+        host.noop(f"models are inspected {node.verify_models}")
