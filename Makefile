@@ -83,9 +83,6 @@ test-trust: setup $(MODEL) ## Who gets at a node: gateway, firewall, secrets; me
 	molecule test --scenario-name trust
 	@cat .sandbox/load-figures
 
-test-faults: setup $(MODEL) ## The fault drill: each fault caused, seen, mended; prints its table
-	molecule test --scenario-name faults
-
 test-bench: setup $(MODEL) ## Benchmarks of a node: 28 runs, verdicts, the search for the best configuration; reports in a browser
 	PYTHON=$(PYTHON) scripts/host-packages browser
 	pytest tests/browser

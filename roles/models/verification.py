@@ -6,6 +6,7 @@ from typing import Any
 from pyinfra import host
 from pyinfra.api import QuoteString, StringCommand, operation
 
+from moehost import confined
 from moehost.settings import Node
 from moehost.unit import exec_line
 from roles.facts import FileStates
@@ -17,57 +18,6 @@ UNIT, TIMER = "moehost-verify.service", "moehost-verify.timer"
 UNITS = "/etc/systemd/system"
 
 
-def properties(store: str) -> list[str]:
-    """What an inspection's unit may do: read, write `damaged.json` into the store, and all of that after all others.
-
-    It is root with one capability, so that it can write into the folders of whoever brings models.
-
-    + store: the model store
-    """
-    return [
-        f"Environment=PYTHONPATH={LIBRARY} PYTHONDONTWRITEBYTECODE=1",
-        "Nice=19",
-        "CPUSchedulingPolicy=idle",
-        "IOSchedulingClass=idle",
-        "IOWeight=1",
-        "CPUWeight=1",
-        "OOMScoreAdjust=1000",
-        "MemoryMax=512M",
-        "UMask=0022",
-        f"ReadWritePaths={store}",
-        "CapabilityBoundingSet=CAP_DAC_OVERRIDE",
-        "NoNewPrivileges=yes",
-        "ProtectSystem=strict",
-        "ProtectHome=yes",
-        "InaccessiblePaths=-/etc/moehost",
-        "PrivateTmp=yes",
-        "PrivateDevices=yes",
-        "PrivateNetwork=yes",
-        "PrivateIPC=yes",
-        "IPAddressDeny=any",
-        "ProtectClock=yes",
-        "ProtectHostname=yes",
-        "ProtectKernelLogs=yes",
-        "ProtectKernelModules=yes",
-        "ProtectKernelTunables=yes",
-        "ProtectControlGroups=yes",
-        "ProtectProc=invisible",
-        "ProcSubset=pid",
-        # systemd-run does not know `none`.
-        "RestrictAddressFamilies=AF_UNIX",
-        "RestrictNamespaces=yes",
-        "RestrictRealtime=yes",
-        "RestrictSUIDSGID=yes",
-        "LockPersonality=yes",
-        "MemoryDenyWriteExecute=yes",
-        "KeyringMode=private",
-        "SystemCallArchitectures=native",
-        "SystemCallFilter=@system-service",
-        "SystemCallFilter=~@privileged @resources",
-        "SystemCallErrorNumber=EPERM",
-    ]
-
-
 def command(store: str, *model: str) -> list[str]:
     """The words of an inspection of all models, or of one."""
     return ["/usr/bin/python3", "-m", "moehost.inspection", store, *model]
@@ -76,7 +26,8 @@ def command(store: str, *model: str) -> list[str]:
 def units(store: str, calendar: str) -> dict[str, str]:
     """The text of each of the two units, by path."""
     line = exec_line(command(store))
-    service = render("models/moehost-verify.service.j2", store=store, exec_start=line, properties=properties(store))
+    values = {"store": store, "exec_start": line, "library": LIBRARY, "properties": confined.inspect(store)}
+    service = render("models/moehost-verify.service.j2", **values)
     return {
         f"{UNITS}/{UNIT}": service,
         f"{UNITS}/{TIMER}": render("models/moehost-verify.timer.j2", calendar=calendar),

@@ -10,12 +10,14 @@ from collections.abc import Iterator
 from typing import Any
 
 from pyinfra import host, logger
-from pyinfra.api import FileDownloadCommand, FunctionCommand, QuoteString, StringCommand, operation
+from pyinfra.api import FileDownloadCommand, FunctionCommand, StringCommand, operation
 
+from moehost import confined
 from moehost.unit import exec_line
 from roles.models.facts import Fetch
-from roles.models.verification import command, properties
+from roles.models.verification import LIBRARY, command
 from roles.node import this_node
+from roles.operations import unit_options
 
 UNIT = "moehost-verify-now.service"
 RUN = "/run/moehost-verify-now"
@@ -32,11 +34,14 @@ def verified(store: str, model: str | None, folder: str) -> Iterator[Any]:
     + folder: folder on this computer for `result.json`
     """
     words = command(store, *([model] if model else []))
-    options = [f"--property={each}" for each in (*properties(store), "RuntimeDirectory=moehost-verify-now")]
-    options += ["--property=RuntimeDirectoryPreserve=yes", f"--unit={UNIT}"]
+    more = ["RuntimeDirectory=moehost-verify-now", "RuntimeDirectoryPreserve=yes"]
+    options = unit_options([*confined.inspect(store), *more])
     # One of before reads only: nothing is lost when it ends early.
     yield StringCommand(f"systemctl stop {UNIT} 2>/dev/null; rm -rf {RUN}")
-    yield StringCommand("systemd-run --quiet --collect", *(QuoteString(each) for each in options), exec_line(words))
+    yield StringCommand(
+        "systemd-run --quiet --collect", *options, f"--unit={UNIT} --setenv=PYTHONPATH={LIBRARY}",
+        "--setenv=PYTHONDONTWRITEBYTECODE=1", exec_line(words),
+    )  # fmt: skip
     yield FunctionCommand(_watch, (), {})
     yield FileDownloadCommand(
         f"{RUN}/result.json", f"{folder}/result.json", remote_temp_filename=host.get_temp_filename(RUN)

@@ -115,6 +115,26 @@ LAST = {
 }
 
 
+def inspect(store: str) -> list[str]:
+    """Of what reads all models and writes down beside them what is damaged, after everybody else.
+
+    + store: the model store
+    """
+    changes = {
+        **LAST,
+        "User": FETCHER,
+        "ReadWritePaths": store,
+        # What it finds is there for servers and deploys to read.
+        "UMask": "0022",
+        "CPUSchedulingPolicy": "idle",
+        "IOSchedulingClass": "idle",
+        "CPUWeight": "1",
+        "IOWeight": "1",
+        "MemoryMax": "512M",
+    }
+    return _properties(changes)
+
+
 def _workshop(folder: str) -> dict[str, str]:
     """What is built is a stranger's program until it is proven: it gets the workshop, at the end of every queue."""
     return {

@@ -230,7 +230,7 @@ def test_of_a_model_that_is_damaged_only_the_damaged_files_are_uploaded(local):
     good = {"s-00001-of-00002.gguf": sha256("shard 1"), "s-00002-of-00002.gguf": sha256("of another model")}
     commands, _ = run(order("file:models/s-00002-of-00002.gguf"), good=good)
     assert uploads(commands) == ["models/s-00002-of-00002.gguf"]
-    link = "ln -f /srv/models/m/s-00001-of-00002.gguf /srv/models/.incoming/m.upload/s-00001-of-00002.gguf"
+    link = "ln -fT /srv/models/m/s-00001-of-00002.gguf /srv/models/.incoming/m.upload/s-00001-of-00002.gguf"
     assert link in commands
 
 

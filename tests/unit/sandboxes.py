@@ -13,6 +13,7 @@ from moehost import confined, settings
 from moehost.settings_metrics import Metrics
 from roles.gateway import operations as gateway
 from roles.metrics import wanted as metrics
+from roles.models import verification
 from roles.operations import render
 from tests.unit.test_unit import UNITS as SERVERS
 
@@ -215,6 +216,20 @@ UNITS = {
             "PrivateUsers=": "in a namespace of users the capability would count for nothing",
             "UMask=": "servers read the models as another account",
         },
+    ),
+    "moehost-verify": Unit(
+        "models/moehost-verify.service.j2",
+        verification.units("/srv/models", "monthly")[f"{verification.UNITS}/{verification.UNIT}"],
+        "moehost-fetch",
+        0.2,
+        {**reasons(*ALL, UNIX), "UMask=": "what it finds is there for others to read"},
+    ),
+    "moehost-verify-now": Unit(
+        "roles/models/verify.py",
+        transient(confined.inspect("/srv/models")),
+        "moehost-fetch",
+        0.2,
+        {**reasons(*ALL, UNIX), "UMask=": "what it finds is there for others to read"},
     ),
     "moehost-checkout": Unit(
         BUILD,
