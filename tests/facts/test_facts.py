@@ -106,6 +106,9 @@ OF_NOTHING = {
     "llama_server.facts.Switch": {},
     "llama_server.facts.VramUsed": [],
     "lock.facts.Stack": dict.fromkeys(OF_A_STACK, ""),
+    "metrics.facts.Watch": dict.fromkeys(
+        ["units", "generations", "link", "account", "cards", "record", "listening", "host"], ""
+    ),
     "models.facts.Fetch": {},
     "models.facts.StoredModel": None,
     "probe.facts.Probe": dict.fromkeys(
@@ -136,6 +139,7 @@ OF_NOTHING = {
     "nvidia_container_toolkit.facts.Runtimes": dict.fromkeys(
         ["cards", "docker", "docker_config", "docker_state", "docker_folders", "containerd", "containerd_config"], ""
     ),
+    "notify.facts.Telling": dict.fromkeys(["account", "sendmail", "reload"], ""),
     "tune.facts.Programs": "",
     "tune.facts.Session": {"active": False, "ended": None},
 }
