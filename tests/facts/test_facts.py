@@ -114,6 +114,9 @@ OF_NOTHING = {
     "llama_server.facts.VramUsed": [],
     "lock.facts.Stack": dict.fromkeys(OF_A_STACK, ""),
     "models.facts.Catalogue": [],
+    "metrics.facts.Watch": dict.fromkeys(
+        ["units", "generations", "link", "account", "cards", "record", "listening", "host"], ""
+    ),
     "models.facts.Fetch": {},
     "models.facts.GoodFiles": {},
     "models.facts.Inspection": {},
@@ -147,6 +150,7 @@ OF_NOTHING = {
     "nvidia_container_toolkit.facts.Runtimes": dict.fromkeys(
         ["cards", "docker", "docker_config", "docker_state", "docker_folders", "containerd", "containerd_config"], ""
     ),
+    "notify.facts.Telling": dict.fromkeys(["account", "sendmail", "reload"], ""),
     "tune.facts.Programs": "",
     "tune.facts.Session": {"active": False, "ended": None},
 }

@@ -9,7 +9,7 @@ from roles.metrics import wanted
 from roles.metrics.facts import EXPORTER, PROMETHEUS, RECORD, Watch
 from roles.metrics.operations import described, holder, installed, unwatched, watched
 from roles.notify.facts import Telling
-from roles.notify.operations import told
+from roles.notify.operations import DROP_INS, silent, told
 from roles.operations import file_state
 from tests.operations.plain import play, sha256
 
@@ -155,3 +155,14 @@ class TestTold:
 
     def test_systemd_reads_it_last(self):
         assert self.play()[-1] == "systemctl daemon-reload"
+
+
+def test_what_tells_goes_with_its_folders_and_its_account():
+    there = {path: file_state("") for path in DROP_INS}
+    found, _ = play(silent, {Telling: Telling().default() | {"account": "moehost-notify\n"}, FileStates: there})
+    assert found[0] == f"rm -f {' '.join(there)}"
+    assert found[2:] == ["userdel moehost-notify", "systemctl daemon-reload; rm -rf /run/moehost-notify"]
+
+
+def test_where_nothing_tells_nothing_goes():
+    assert play(silent, {Telling: Telling().default(), FileStates: {}}) == ([], ["nobody is told"])
