@@ -13,6 +13,7 @@ from tests.stand_in import repository
 FAULTS, fault = faults()
 URL = "/srv/git/engine"
 WORKSHOP = "/var/lib/moehost-build"
+RELEASES = "/opt/moehost/engine/releases"
 BACK = "the deploy says why, and the last good engine serves again"
 
 
@@ -47,13 +48,15 @@ def current(drill: Drill) -> str:
 )
 def build_killed(drill: Drill) -> str:
     choose(drill, "good")
+    # Nothing of a drill before: a build from the cache would be over too soon.
+    drill.run(f"rm -rf {WORKSHOP}/ccache {RELEASES}/{Engines.commits['good'][:12]}-*")
     with drill.goes_on():
         with drill.deploying() as deploy:
             deploy.reach("% built", 400)
             drill.run("systemctl kill --signal=KILL moehost-build.service")
             ended = deploy.end()
         failed(ended, "does not build (signal)")
-        assert drill.run("ls -A /opt/moehost/engine/releases | grep '^[.]' || true") == ""
+        assert drill.run(f"ls -A {RELEASES} | grep '^[.]' || true") == ""
     drill.clock()
     drill.converges("Service | Switch to the engine that is next")
     assert current(drill).startswith(Engines.commits["good"][:12])
@@ -65,7 +68,7 @@ def build_killed(drill: Drill) -> str:
     "the deploy says so, nothing half made is left, the engine of before serves on",
 )
 def full_in_a_build(drill: Drill) -> str:
-    before, releases = drill.settings, drill.run("ls -A /opt/moehost/engine/releases")
+    before, releases = drill.settings, drill.run(f"ls -A {RELEASES}")
     choose(drill, "better")
     drill.run(f"mkdir -p {WORKSHOP}/builds && chown moehost-build: {WORKSHOP}/builds")
     with drill.goes_on():
@@ -74,7 +77,7 @@ def full_in_a_build(drill: Drill) -> str:
             drill.run(f"truncate -s 1600k {WORKSHOP}/builds/filler; chown moehost-build: {WORKSHOP}/builds")
             said = drill.fails("does not build")
             assert "No space left on device" in said, said[-1500:]
-            assert drill.run("ls -A /opt/moehost/engine/releases") == releases
+            assert drill.run(f"ls -A {RELEASES}") == releases
         drill.settings = before
         drill.clock()
         changes(drill.deploy())
