@@ -45,7 +45,7 @@ BEYOND_A_PLAN = {
         for name in ("nouveau.conf", "modules.conf", "driver.preferences", "contrib.sources")
     ),
     *(f"host_tuning/{each}.j2" for each in ("sysctl.conf", "tmpfiles.conf", "disk.rules", "grub.cfg")),
-    *(f"firewall/{each}.j2" for each in ("rules.nft", "try-rules", "moehost-firewall.service")),
+    "firewall/rules.nft.j2",
     "autoinstall/preseed.cfg.j2",  # for an installer
     "bench/report.html.j2",  # for a reader
     *("ik_llama/build.j2", "ik_llama/checkout.j2", "ik_llama/Containerfile.j2"),
