@@ -242,14 +242,14 @@ class TestOtherSettings:
             node.run(f"rm -r {folder} && systemctl daemon-reload")
         assert deploy.returncode == 1
         assert f"{UNIT} does not restart; its last words:" in deploy.stderr
-        assert "broken on purpose" in deploy.stderr
+        assert "broken on purpose" in deploy.stderr, deploy.stderr
 
     def test_a_file_that_caddy_refuses_replaces_nothing(self, node, clients):
         key, before = clients.keys["alice"], node.run(f"sha256sum {FOLDER}/Caddyfile")
         node.run("mv /usr/bin/caddy /usr/bin/caddy.kept")
         stub = [
             "#!/bin/sh",
-            '[ "$1" != validate ] || { echo refused on purpose >&2; exit 1; }',
+            '[ "$1" != validate ] || { cat >/dev/null; echo refused on purpose >&2; exit 1; }',
             'exec "$0.kept" "$@"',
         ]
         lines = " ".join(f"'{line}'" for line in stub)
@@ -259,7 +259,7 @@ class TestOtherSettings:
         finally:
             node.run("mv /usr/bin/caddy.kept /usr/bin/caddy")
         assert deploy.returncode == 1
-        assert "refused on purpose" in deploy.stderr
+        assert "refused on purpose" in deploy.stderr, deploy.stderr
         assert node.run(f"sha256sum {FOLDER}/Caddyfile") == before
         assert clients.ask("/v1/models", key).status == 200
 
