@@ -44,7 +44,8 @@ def clients(
     ca = tmp_path_factory.mktemp("ca") / "root.crt"
     ca.write_text(moehost(node, "keys", "ca").stdout)
     moehost(node, "keys", "revoke", "alice")
-    key = moehost(node, "keys", "add", "alice").stdout.strip()
-    assert key
+    added = moehost(node, "keys", "add", "alice")
+    key = added.stdout.strip()
+    assert key, added.stderr
     yield Clients(outside, address, ca, {"alice": key})
     moehost(node, "keys", "revoke", "alice")
