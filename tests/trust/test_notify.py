@@ -49,9 +49,10 @@ RestartSec=1
 CRASH = f"""\
 #!/bin/sh
 echo "loading"
+printf '%s\\n' {shlex.quote(REASON)}
+# Of a run the last line with a reason is told: these would be, were they not left out.
 echo "error: api key {KEY} was read"
 echo "error: Authorization: Bearer {KEY}"
-printf '%s\\n' {shlex.quote(REASON)}
 exit 3
 """
 SENDMAIL = """\
