@@ -5,9 +5,10 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.fixtures.firewalled import without_doors
 from tests.fixtures.gateway_client import Clients
 from tests.fixtures.neighbour import Neighbour, neighbour
-from tests.fixtures.node import ROOT, Node, instance
+from tests.fixtures.node import ROOT, Node, changes, instance
 
 
 @pytest.fixture(scope="session")
@@ -49,3 +50,11 @@ def clients(
     assert key, added.stderr
     yield Clients(outside, address, ca, {"alice": key})
     moehost(node, "keys", "revoke", "alice")
+
+
+@pytest.fixture(scope="module")
+def without_gateway(node: Node) -> Iterator[None]:
+    """The node as it is where nothing listens beyond loopback; afterwards it is as the scenario has it."""
+    changes(node.deploy(without_doors(node)))
+    yield
+    changes(node.deploy())

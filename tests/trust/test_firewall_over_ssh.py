@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from tests.fixtures.firewalled import GUARD, table
+from tests.fixtures.firewalled import GUARD, table, without_doors
 from tests.fixtures.node import ROOT, Node, changes
 
 FORWARDER = 2222
@@ -46,7 +46,7 @@ class Remote:
     folder: Path
 
     def inventory(self, port: int, **firewall: Any) -> Path:
-        data = self.node.settings | {
+        data = without_doors(self.node) | {
             "firewall": {"confirm_s": CONFIRM_S, **firewall},
             "ssh_hostname": self.address,
             "ssh_port": port,
@@ -79,7 +79,7 @@ class Remote:
 
 
 @pytest.fixture(scope="module")
-def remote(node, address, tmp_path_factory) -> Iterator[Remote]:
+def remote(node, address, without_gateway, tmp_path_factory) -> Iterator[Remote]:
     """The node with sshd behind a forwarder; afterwards it is as it was."""
     folder = tmp_path_factory.mktemp("ssh")
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", folder / "key"], check=True)
@@ -95,7 +95,7 @@ def remote(node, address, tmp_path_factory) -> Iterator[Remote]:
     assert found.answers(22)
     assert found.answers(FORWARDER)
     yield found
-    changes(node.deploy())
+    changes(node.deploy(without_doors(node)))
     node.run("systemctl disable --quiet --now forward-ssh.socket; systemctl stop forward-ssh.service")
     node.run("rm -r /etc/systemd/system/forward-ssh.* /root/.ssh && systemctl daemon-reload")
     node.run("apt-get purge --yes --quiet openssh-server >/dev/null 2>&1")
