@@ -8,6 +8,7 @@ from tests.faults.packages import INSTALL, REMOVE
 from tests.fixtures.node import ROOT, changes
 
 FAULTS, fault = faults()
+PROGRAMS = "Models | Install the programs that fetch models and try plans"
 
 
 def podman(*words: str) -> None:
@@ -15,8 +16,7 @@ def podman(*words: str) -> None:
 
 
 def gone_in_a_deploy(drill: Drill, *how: str, at: str) -> str:
-    """The node goes away while a deploy is at an operation; it comes back. The last line of that deploy."""
-    drill.run(REMOVE)
+    """The node goes away while a deploy is at an operation, and comes back; how long it took to answer."""
     drill.something_to_do()
     with drill.deploying() as deploy:
         deploy.reach(at)
@@ -36,6 +36,7 @@ def gone_in_a_deploy(drill: Drill, *how: str, at: str) -> str:
     "the deploy fails; the service comes back by itself at the next boot; the next deploy converges",
 )
 def node_stopped(drill: Drill) -> str:
+    drill.run(REMOVE)
     seen = gone_in_a_deploy(drill, "stop", "--time", "20", at=INSTALL)
     drill.converges(INSTALL, RUN)
     return seen
@@ -46,9 +47,9 @@ def node_stopped(drill: Drill) -> str:
     "the deploy fails; the service comes back by itself at the next boot; the next deploy converges",
 )
 def power_cut(drill: Drill) -> str:
-    drill.run("rm -r /usr/local/lib/moehost /usr/local/libexec/moehost/preflight.old 2>/dev/null || true")
-    seen = gone_in_a_deploy(drill, "kill", at="Models | Install the programs")
-    drill.converges(RUN)
+    drill.run("rm -r /usr/local/lib/moehost")
+    seen = gone_in_a_deploy(drill, "kill", at=PROGRAMS)
+    drill.converges(PROGRAMS, RUN)
     return seen
 
 

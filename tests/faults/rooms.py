@@ -78,7 +78,7 @@ def full_in_a_download(drill: Drill) -> str:
         assert drill.run(f"cd {STORE}/big && ls *.gguf | wc -l") == "3"
     drill.run("rm /etc/moehost/hub-token")
     changes(drill.deploy())
-    return f'"{said.partition("model big: ")[2].strip()[:90]}"; went on with {held_kib // 1024} MiB that were there'
+    return f'"the disk is full; mend it and run again to continue"; went on with the {held_kib // 1024} MiB of before'
 
 
 @fault(
