@@ -6,8 +6,9 @@ import subprocess
 
 import pytest
 
+from tests.fixtures.firewalled import GUARD
 from tests.fixtures.gateway_client import HOST, PORT, Clients
-from tests.fixtures.node import changes
+from tests.fixtures.node import ROOT, changes
 from tests.trust.conftest import moehost
 
 UNIT = "moehost-gateway.service"
@@ -209,7 +210,7 @@ class TestOtherSettings:
             "--inventory",
             str(node.inventory(settings)),
         ]
-        refused = subprocess.run(words, capture_output=True, text=True)
+        refused = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
         assert refused.returncode == 2
         assert f"its keys come from {users} (gateway.user_keys_file); edit that and deploy" in refused.stderr
         # A renewed certificate is a reload.
@@ -273,13 +274,15 @@ class TestOtherSettings:
         settings = copy.deepcopy(node.settings)
         del settings["gateway"]
         authority = node.run("sha256sum /var/lib/moehost-gateway/caddy/pki/authorities/local/root.crt")
-        assert changes(node.deploy(settings)) == ["Gateway | Take away a gateway that is no longer described"]
+        gone = changes(node.deploy(settings))
+        assert gone == ["Gateway | Take away a gateway that is no longer described", *GUARD]
         assert node.run(f"ls {FOLDER}") == "user-keys"
         assert "not-found" in node.run(f"systemctl is-enabled {UNIT} 2>&1 || true")
         assert node.run("pgrep -c caddy || true") == "0"
         assert changes(node.deploy(settings)) == []
         none = subprocess.run(
             ["moehost", "keys", "list", f"@podman/{node.name}", "--inventory", str(node.inventory(settings))],
+            cwd=ROOT,
             capture_output=True,
             text=True,
         )
