@@ -47,4 +47,4 @@ class Session(FactBase[dict[str, Any]]):
         )  # fmt: skip
 
     def process(self, output: list[str]) -> dict[str, Any]:
-        return {"active": output[0] in ("active", "activating"), "ended": from_json("".join(output[1:]))}
+        return {"active": output[0] in ("active", "activating"), "ended": from_json("".join(output[1:]), list)}
