@@ -165,6 +165,8 @@ def test_a_boot_comes_up_with_the_rules(node, opened, outside, other, address):
         if done.returncode == 0 and done.stdout.strip() not in ("", started):
             break
     node.run("systemctl is-system-running --wait || true")
+    # A container's name comes from outside, and systemd has taken the one in its /etc/hostname.
+    node.run(f"hostname {node.name}")
     assert table(node) == before != ""
     assert "cycle" not in node.run("journalctl --no-pager --boot --unit moehost-firewall")
     assert reaches(outside, address, 8081)
