@@ -47,7 +47,7 @@ def hub(drill: Drill) -> Iterator[str]:
 
 @fault(
     "the disk becomes full in the middle of a download",
-    "the deploy says so, the old model serves on, the next deploy goes on where it was",
+    "the deploy says so, the old model serves on, what is there stays, the next deploy completes it",
 )
 def full_in_a_download(drill: Drill) -> str:
     token = ROOT / ".sandbox/faults-hub-token"
@@ -78,7 +78,9 @@ def full_in_a_download(drill: Drill) -> str:
         assert drill.run(f"cd {STORE}/big && ls *.gguf | wc -l") == "3"
     drill.run("rm /etc/moehost/hub-token")
     changes(drill.deploy())
-    return f'"the disk is full; mend it and run again to continue"; went on with the {held_kib // 1024} MiB of before'
+    return (
+        f'"the disk is full; mend it and run again to continue"; {held_kib // 1024} MiB stayed, and it was completed'
+    )
 
 
 @fault(

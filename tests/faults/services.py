@@ -36,6 +36,13 @@ def server_killed(drill: Drill) -> str:
     return drill.run(f"systemctl show --property NRestarts {drill.node.unit}")
 
 
+def new_key(drill: Drill) -> str:
+    """What the key file has now."""
+    length, mode = len(drill.run(f"cat {KEYS}")), drill.run(f"stat -c %a {KEYS}")
+    assert length >= 32 and mode == "600"
+    return f"a new key of {length} characters, mode {mode}"
+
+
 @fault("the key file is deleted", "the service goes on; the next deploy makes a key and restarts the service with it")
 def key_deleted(drill: Drill) -> str:
     old = drill.run(f"cat {KEYS}")
@@ -45,7 +52,7 @@ def key_deleted(drill: Drill) -> str:
     drill.clock()
     drill.converges(KEY, RUN)
     assert drill.run(f"cat {KEYS}") != old
-    return "a new key of 43 characters, mode " + drill.run(f"stat -c %a {KEYS}")
+    return new_key(drill)
 
 
 @fault("the key file is emptied", "the service goes on; the next deploy makes a key and restarts the service with it")
@@ -55,7 +62,7 @@ def key_emptied(drill: Drill) -> str:
     assert drill.node.process == before
     drill.clock()
     drill.converges(KEY, RUN)
-    return "a new key of 43 characters, mode " + drill.run(f"stat -c %a {KEYS}")
+    return new_key(drill)
 
 
 @fault("a unit file is cut off", "the service goes on; the next deploy writes the unit again")
