@@ -330,11 +330,13 @@ class Node(Settings):
         return self
 
     @model_validator(mode="after")
-    def _gateway_has_its_folder(self) -> Node:
+    def _folders_are_of_one(self) -> Node:
+        described = {"gateway": self.gateway, "metrics": self.metrics, "notify": self.notify}
         for index, service in enumerate(self.services):
-            if self.gateway and service.name == "gateway":
+            if described.get(service.name):
                 raise ValueError(
-                    f"services[{index}].name: 'gateway' is the folder of the gateway's keys; choose another name"
+                    f"services[{index}].name: {service.name!r} is the name of a folder that {service.name} has for "
+                    "itself; choose another name"
                 )
         return self
 

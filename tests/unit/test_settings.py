@@ -233,7 +233,7 @@ COLLISIONS = {
     ),
     "a service in the gateway's folder": (
         {"services": [service(name="gateway")], "gateway": {"host": "llm.home.arpa"}},
-        "services[0].name: 'gateway' is the folder of the gateway's keys; choose another name",
+        "services[0].name: 'gateway' is the name of a folder that gateway has for itself; choose another name",
     ),
     "different models of one name": (
         {
@@ -490,6 +490,10 @@ ACCESS_REFUSED = {
     "a port of a service": (
         {**node(), "gateway": {"host": "llm.home.arpa", "port": 8080}},
         "gateway.port: 8080 is taken by services[0].port",
+    ),
+    "a service with the name of what is described": (
+        {"services": [service(name="metrics")], "metrics": {}},
+        "services[0].name: 'metrics' is the name of a folder that metrics has for itself; choose another name",
     ),
     "a port of the gateway": (
         {"gateway": {"host": "llm.home.arpa", "port": 9100}, "metrics": {}},
