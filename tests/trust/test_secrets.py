@@ -9,6 +9,7 @@ import os
 import secrets
 import subprocess
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,8 @@ class Watcher:
                         (name, place, text[:60]) for name, each in self.planted.items() if each.encode() in text
                     }
             self.looks += 1
+            # Half of the time: what is looked at needs the processor, too.
+            time.sleep(0.1)
 
     def __enter__(self):
         self.thread.start()
