@@ -68,7 +68,7 @@ def full_in_a_download(drill: Drill) -> str:
                 ended = deploy.end()
             assert ended.returncode == 1 and "Traceback" not in ended.stderr
             (said,) = [line for line in ended.stderr.splitlines() if "model big:" in line]
-            assert "the disk is full; mend it and run again to continue" in said
+            assert "the disk is full; mend it and run again to continue" in said, said
             assert drill.run(f"ls {STORE}").split() == ["filler"]
         drill.run(f"rm {STORE}/filler")
         held_kib = int(drill.run(held))
