@@ -30,6 +30,7 @@ MEMORY_MIB = 4096
 BOOT_S = 300
 # Emulated CPUs on a computer that is busy were seen to hang in a boot, once in some twenty.
 EMULATED_BOOTS = 2
+KVM_BOOT_S = 90
 # A boot sector that ends QEMU with status 33 (mov al,16; out 0xf4,al; hlt; jmp).
 BOOT_SECTOR = bytes.fromhex("b010e6f4f4ebfd").ljust(510, b"\0") + b"\x55\xaa"
 
@@ -183,18 +184,23 @@ def up(machine: Machine, say: Say, include: tuple[str, ...] = ()) -> None:
     (machine.folder / "port").write_text(f"{port}\n")
     host_key = (image / "host_id_ed25519.pub").read_text()
     machine.known_hosts.write_text(f"[127.0.0.1]:{port} {host_key}")
-    chosen, started = accelerator(), time.monotonic()
+    # A boot sector may come through where a kernel hangs: what has hung with KVM is emulated from then on.
+    emulated, started = machine.folder / "emulated", time.monotonic()
+    chosen = "tcg" if emulated.exists() else accelerator()
     say(f"starting {machine.name} ({'with KVM' if chosen == 'kvm' else 'emulated, KVM does not work here'})")
-    for again in reversed(range(EMULATED_BOOTS if chosen == "tcg" else 1)):
-        run(command(machine, image / "boot.iso", port, chosen))
+    boots = {"kvm": ["kvm", "tcg"], "tcg": ["tcg"] * EMULATED_BOOTS}[chosen]
+    for number, each in enumerate(boots, 1):
+        run(command(machine, image / "boot.iso", port, each))
         try:
-            wait(machine)
+            wait(machine, BOOT_S if each == "tcg" else KVM_BOOT_S)
             break
         except SandboxError as error:
-            if not again:
+            if number == len(boots):
                 raise
-            say(f"{error}; it is switched off and on again")
+            say(f"{error}; it is switched off and on again{', emulated' if each == 'kvm' else ''}")
             stop(machine)
+            if each == "kvm":
+                emulated.touch()
     say(f"{machine.name} has started in {time.monotonic() - started:.0f} s")
 
 
