@@ -42,10 +42,10 @@ demo: setup ## Start the sandbox, provision it, ask its model something
 	@scripts/next-steps
 
 test: lint test-quick test-slow $(MODEL) ## Everything
-	@echo "== Containers, two suites at a time: what each of them says comes when it is through"
-	$(MAKE) --no-print-directory --jobs=2 --output-sync=target test-trust test-engine test-faults test-interrupted test-nvidia test-molecule
-	@echo "== Switches, benchmarks and an emulated machine, where seconds count: nothing runs beside them"
-	$(MAKE) --no-print-directory test-switch test-bench test-vm
+	@echo "== Containers, three suites at a time: what each of them says comes when it is through"
+	$(MAKE) --no-print-directory --jobs=3 --output-sync=target test-trust test-engine test-faults test-interrupted test-switch test-nvidia test-molecule
+	@echo "== Benchmarks and an emulated machine: nothing runs beside them"
+	$(MAKE) --no-print-directory test-bench test-vm
 	@echo "== all tests passed"
 
 test-quick: setup ## Unit tests, fact and operation cases, smoke of the whole deploy: no container
