@@ -45,7 +45,9 @@ class Progress:
             "total_bytes": self.total_bytes,
             "rate_bytes_s": rate,
         }
-        write_json(self._path, {**state, "eta_s": eta_s, "error": error}, durable=False)
+        # Whoever fills a disk says so; that a reader can't be told how far a run is, ends none.
+        with suppress(OSError):
+            write_json(self._path, {**state, "eta_s": eta_s, "error": error}, durable=False)
 
     def counter(self, phase: str, before_bytes: int) -> Callable[[int], None]:
         """Shows a phase of one file by its own bytes, when the files before it have so many."""
@@ -53,5 +55,4 @@ class Progress:
 
     def fail(self, error: str) -> None:
         """Leaves the reason where the numbers stood; a full disk may not even have room for that."""
-        with suppress(OSError):
-            self.show("failed", self._samples[-1][1] if self._samples else 0, error)
+        self.show("failed", self._samples[-1][1] if self._samples else 0, error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from moehost import fetch, inspection
+from moehost import fetch, inspection, progress
 from moehost.files import sha256_of
 from moehost.store import read_damage
 from roles.models.verification import units
@@ -198,3 +199,18 @@ def test_the_units(tmp_path: Path) -> None:
     words = ["systemd-analyze", "security", "--offline=yes", "--threshold=20", tmp_path / "moehost-verify.service"]
     done = subprocess.run(words, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-300:]
+
+
+def test_a_progress_that_can_not_be_written_ends_nothing(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The disk may be full; the bytes of a model are checked, and brought, all the same."""
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(progress, "write_json", full)
+    assert inspect(bench) == 0
+    flip(bench.folder / "in" / FIRST)
+    assert bench.run(f"file://{bench.folder}/in/{FIRST}") == 0
+    assert (bench.target / FIRST).read_bytes() == (bench.folder / "in" / FIRST).read_bytes()
