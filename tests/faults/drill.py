@@ -140,6 +140,10 @@ class Drill:
         except (ValueError, KeyError):
             return False
 
+    def is_ready(self) -> bool:
+        """Whether the service is warm, too: it answers before, and a deploy that comes in between waits for it."""
+        return self.tries(f"systemctl is-active {self.node.unit}").strip() == "active" and self.answers()
+
     def until(self, what: Callable[[], bool], limit_s: float = 60) -> None:
         """Wait for something that comes by itself."""
         end_s = time.monotonic() + limit_s

@@ -27,7 +27,7 @@ def gone_in_a_deploy(drill: Drill, *how: str, at: str) -> str:
     assert ended.returncode == 1, ended.stderr
     drill.clock()
     # By itself, whatever the deploy has left.
-    drill.until(drill.answers, 90)
+    drill.until(drill.is_ready, 90)
     return f"answers {time.monotonic() - drill._since_s:.0f} s after the start, by itself"
 
 

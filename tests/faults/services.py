@@ -31,7 +31,7 @@ def port_taken(drill: Drill) -> str:
 def server_killed(drill: Drill) -> str:
     drill.run(f"systemctl kill --signal=KILL {drill.node.unit}")
     drill.clock()
-    drill.until(drill.answers, 90)
+    drill.until(drill.is_ready, 90)
     drill.recovered()
     return drill.run(f"systemctl show --property NRestarts {drill.node.unit}")
 
