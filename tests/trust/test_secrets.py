@@ -80,11 +80,12 @@ def planted(node, tmp_path_factory):
     settings["notify"] = {"by": "webhook", "url_file": str(paths["address of notifications"])}
     inventory, host, out = str(node.inventory(settings)), f"@podman/{node.name}", folder / "results"
     here = ["--inventory", inventory]
+    short = ["--runs", "4", "--lengths", "64", "--answer-tokens", "16"]
     commands = [
         ["pyinfra", inventory, "deploy.py", "--dry", "--diff"],
         ["pyinfra", inventory, "deploy.py", "--yes", "--json", "-vvv"],
         ["pyinfra", inventory, "deploy.py", "--yes", "--json", "--diff"],
-        ["moehost", "bench", host, *here, "--runs", "4", "--lengths", "64", "--json", "--out", str(out)],
+        ["moehost", "bench", host, *here, *short, "--json", "--out", str(out)],
         ["moehost", "doctor", host, *here, "--json", "--verbose"],
         ["moehost", "lock", host, *here, "--json", "--folder", str(folder / "locks")],
         ["moehost", "keys", "list", host, *here, "--json"],
