@@ -63,9 +63,9 @@ class Step:
 
 @dataclass(frozen=True)
 class Failure:
-    """Where a node's way ended, and why."""
+    """Where a node's way ended, and why: a step, or `ask` and `settings` where there was none."""
 
-    step: Kind
+    step: Kind | Literal["ask", "settings"]
     reason: str
 
 
