@@ -113,7 +113,8 @@ class Timing(BaseStateCallback, logging.Handler):
         results = None if dry else prints.build_results_json(state)
         hosts = self.hosts(state, dry)
         for host in hosts:
-            if self.runs[host].operations and not dry:
+            done = self.runs[host].operations
+            if done and done[-1].failed is None and not dry:
                 self._tell_role(host)
         prints.print_json({"plan": prints.build_plan_json(state), "results": results, "hosts": hosts})
 
@@ -122,7 +123,7 @@ class Timing(BaseStateCallback, logging.Handler):
         wish = click.get_current_context().params
         is_run = wish["json_output"] and wish["operations"][0] not in ("fact", "debug-inventory")
         if is_run and not self._printed and not isinstance(sys.exc_info()[1], SystemExit | None):
-            self.print_json(state, dry=not state.is_executing)
+            self.print_json(state, dry=wish["dry"] or not wish["yes"])
 
 
 def named(state: Any, host: Any, op_hash: str) -> Operation:
