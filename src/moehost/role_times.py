@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from moehost.terminal import reason
+from moehost.terminal import FRAME
 
 
 @dataclass
@@ -82,5 +82,10 @@ def _sum_s(operations: Iterable[Operation]) -> float | None:
 
 
 def last_line(lines: Iterable[str]) -> str:
-    """What an operation that failed said last, without what pyinfra says of every failure."""
-    return reason("\n".join(lines))
+    """What an operation that failed said last, with the line that it belongs to, and without pyinfra's own."""
+    said = [line.strip() for line in lines if line.strip() and not FRAME.search(line)]
+    if not said:
+        return "no reason given"
+    # As dpkg does: "Errors were encountered while processing:", and below it the names.
+    heading = said[-2] if len(said) > 1 and said[-2].endswith(":") else ""
+    return f"{heading} {said[-1]}".strip()

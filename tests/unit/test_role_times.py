@@ -46,6 +46,12 @@ def test_what_failed_without_an_operation_has_what_was_said():
 
 def test_the_last_line_is_not_pyinfras_own():
     assert last_line(["E: broken", "Error: executed 0 commands"]) == "E: broken"
+    assert last_line(["Error: executed 0 commands"]) == "no reason given"
+
+
+def test_the_last_line_has_its_heading():
+    said = ["dpkg: error", "Errors were encountered while processing:", " linux-image", "Error: executed 0 commands"]
+    assert last_line(said) == "Errors were encountered while processing: linux-image"
 
 
 DEPLOY = """\
