@@ -1,9 +1,6 @@
 """What `moehost deploy` and `moehost status` ask a node, in one round trip."""
 
-from collections.abc import Iterator
-
-from pyinfra import host
-from pyinfra.api import FactBase, operation
+from pyinfra.api import FactBase
 
 from roles.doctor.facts import Condition
 from roles.facts import Texts, together
@@ -11,7 +8,6 @@ from roles.fleet.facts import Serving
 from roles.host_tuning.facts import Topology
 from roles.lock.facts import Stack
 from roles.nvidia_driver.facts import Driver
-from roles.timing import tell
 
 # Of the condition only what is quick: no card is asked for its log.
 CONDITION = ("container", "user", "kernel", "uptime", "now", "reboot", "units", "journal", "releases")
@@ -28,11 +24,3 @@ class Fleet(Texts, FactBase[dict[str, str]]):
     """The texts of several facts, as `<part>.<key>`, for `moehost.fleet`."""
 
     commands = together(PARTS)
-
-
-@operation()
-def looked() -> Iterator[str]:
-    """Tell whoever has started this run how the node is now."""
-    tell(host=host.name, looked=host.get_fact(Fleet))
-    host.noop("looked at")
-    yield from ()

@@ -3,6 +3,6 @@
 pyinfra INVENTORY --limit HOST deploy.py roles/fleet/look.py -y
 """
 
-from roles.fleet import looked
+from roles.fleet.operations import looked
 
 looked(name="Look how the node is")

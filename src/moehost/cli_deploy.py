@@ -13,7 +13,7 @@ import click
 
 from moehost import cli_fleet, fleet, results, show_fleet
 from moehost.cli_fleet import limit_option
-from moehost.deploying import Deployed, Fleet
+from moehost.deploying import Deployed, Deploys
 from moehost.fleet import Row
 from moehost.results import label
 from moehost.rolling import STEPS, RollingError, Rollout, Router, RouterError, Step, batch_size
@@ -65,7 +65,7 @@ def deploy(
         _ask(list(nodes), size)
     folder = results.new(results.ROOT / FOLDER)
     folder.mkdir(parents=True, exist_ok=True)
-    run = _Run(nodes, cli_fleet.router_of(nodes), Fleet(inventory, folder, dry, at_once, _heard))
+    run = _Run(nodes, cli_fleet.router_of(nodes), Deploys(inventory, folder, dry, at_once, _heard))
     rollout = Rollout(list(nodes), size, max_failures or 1, ("deploy",) if dry else STEPS)
     run.through(rollout)
     rows = run.rows(rollout, inventory)
@@ -104,7 +104,7 @@ def _heard(event: dict[str, Any]) -> None:
 class _Run:
     """The steps of a rollout as they are done, side by side, and what was found on the way."""
 
-    def __init__(self, nodes: Mapping[str, Node], router: Router, deploys: Fleet) -> None:
+    def __init__(self, nodes: Mapping[str, Node], router: Router, deploys: Deploys) -> None:
         self._nodes, self._router, self._deploys = nodes, router, deploys
         self._deployed: dict[str, Deployed] = {}
 

@@ -40,6 +40,9 @@ def wished(inventory: str, limits: Collection[str]) -> dict[str, Node | list[str
         stop(f"--limit: {error}")
     found: dict[str, Node | list[str]] = {}
     for name in names:
+        # pyinfra takes such a name for the group's: a deploy of the host would be one of them all.
+        if any(name in each["groups"] for other, each in there.items() if other != name):
+            stop(f"{name}: is the name of a host and of a group that has others; rename one of them")
         try:
             found[name] = settings.read(there[name]["data"])
         except settings.SettingsError as error:

@@ -44,7 +44,7 @@ class Deployed:
 
 
 @dataclass
-class Fleet:
+class Deploys:
     """Deploys of an inventory's nodes, side by side.
 
     + folder: where the logs go; it is there

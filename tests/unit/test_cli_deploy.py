@@ -221,6 +221,14 @@ def test_bad_input_is_one_line(call, arguments: list[str], line: str) -> None:
     assert result.stderr.splitlines()[-1].startswith(f"moehost: {line}")
 
 
+def test_a_host_with_the_name_of_a_group_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "hosts.py").write_text("one = ['one']\ntwo = ['one', 'two']\n")
+    result = CliRunner().invoke(main, ["deploy", str(tmp_path / "hosts.py"), "--yes"])
+    assert (result.exit_code, result.stdout) == (2, "")
+    says = "moehost: two: is the name of a host and of a group that has others; rename one of them"
+    assert result.stderr.splitlines() == [says]
+
+
 def test_wrong_settings_are_named_before_anything_is_touched(call, router: Recorder) -> None:
     result = call("deploy", [fake("a"), fake("b", {"prot": 1})], "--yes")
     assert (result.exit_code, result.stdout, router.told) == (2, "", [])

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -88,6 +89,22 @@ def test_settings_of_groups_merge_as_the_page_on_fleets_says(tmp_path):
         f"moehost: {host}.home.arpa: model_dir: unknown setting; did you mean 'models_dir'?"
         for host in ("epyc1", "epyc2")
     ]
+
+
+def test_the_example_of_the_page_on_fleets_is_right(tmp_path):
+    hosts_py, of_all, of_fast = re.findall(
+        r"^```python\n(.*?)^```", (ROOT / "docs/fleet.md").read_text(), re.S | re.M
+    )
+    (tmp_path / "group_data").mkdir()
+    for name, text in (("hosts", hosts_py), ("group_data/all", of_all), ("group_data/fast", of_fast)):
+        (tmp_path / f"{name}.py").write_text(text.replace("OWNER/REPO/PATH@COMMIT", f"o/r/m.gguf@{'0' * 40}"))
+    code, data, talk = check(tmp_path, "--json")
+    assert (code, talk) == (0, "")
+    found = json.loads(data)
+    assert list(found) == ["epyc3", "epyc1", "epyc2"]
+    assert [each["tuning"]["huge_pages"] == "static" for each in found.values()] == [False, True, True]
+    assert [each["allow_reboot"] for each in found.values()] == [False, False, True]
+    assert [each["services"][0]["name"] for each in found.values()] == ["qwen"] * 3
 
 
 def test_instances_of_a_molecule_scenario_have_its_settings(tmp_path):
