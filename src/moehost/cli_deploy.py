@@ -128,7 +128,10 @@ class _Run:
             under_way |= {pool.submit(self._step, step): step for step in rollout.next()}
             done, _ = wait(under_way, return_when=FIRST_COMPLETED)
             for each in done:
-                step, failed = under_way.pop(each), each.result()
+                step, error = under_way.pop(each), each.exception()
+                # What nobody has thought of ends this step, and no other node's.
+                unforeseen = dict.fromkeys(step.nodes, f"{type(error).__name__}: {error}")
+                failed = unforeseen if error else each.result()
                 for node, reason in failed.items():
                     say(f"{node}: {step.kind} failed: {reason}")
                 rollout.ended(step, failed)

@@ -191,6 +191,16 @@ def test_a_router_that_does_not_do_as_it_is_told(call, router: Recorder, what: s
     assert (nodes["@fake/a"]["roles"] is None) == (what == "drain")
 
 
+def test_what_nobody_has_thought_of_ends_one_nodes_way_only(call, router: Recorder, monkeypatch) -> None:
+    def odd(nodes: Sequence[str]) -> None:
+        if nodes == ("@fake/a",):
+            raise KeyError("socket")
+
+    monkeypatch.setattr(router, "ready", odd)
+    result = call("deploy", [fake("a"), fake("b")], "--yes", "--json")
+    assert summary(result) == {"@fake/a": ("failed", "KeyError: 'socket'"), "@fake/b": ("ok", None)}
+
+
 def test_a_dry_run_only_says_what_would_change(call, router: Recorder) -> None:
     result = call("deploy", [fake("a"), GONE], "--dry", "--json")
     assert summary(result) == {"@fake/a": ("ok", None), "127.0.0.1": ("failed", REFUSED)}
