@@ -16,6 +16,8 @@ from moehost.toolchain import AVX512, Cuda, Toolchain
 
 # Programs of a release: the server, and the two that measure.
 TARGETS = ("llama-server", "llama-bench", "llama-sweep-bench")
+# What a node has to hold layers of another node's model.
+RPC_TARGET = "rpc-server"
 
 
 @dataclass(frozen=True)
@@ -38,16 +40,22 @@ class Recipe:
     architectures: tuple[str, ...]
 
     @property
+    def targets(self) -> tuple[str, ...]:
+        """Programs of the release."""
+        return (*TARGETS, *([RPC_TARGET] if "GGML_RPC=ON" in self.options else []))
+
+    @property
     def release(self) -> str:
         """Name of the release: twelve digits of the commit, and eight of everything else."""
         rest = {key: value for key, value in asdict(self).items() if key != "commit"}
-        digest = hashlib.sha256(json.dumps([rest, TARGETS], sort_keys=True).encode()).hexdigest()
+        digest = hashlib.sha256(json.dumps([rest, self.targets], sort_keys=True).encode()).hexdigest()
         return f"{self.commit[:12]}-{digest[:8]}"
 
 
 def make(engine: Engine, chain: Toolchain, cuda: Cuda | None, architectures: tuple[str, ...]) -> Recipe:
     """The recipe for a node."""
-    options = (*_options(chain, cuda, architectures), *engine.cmake_options)
+    rpc = ["GGML_RPC=ON"] if engine.rpc else []
+    options = (*_options(chain, cuda, architectures), *rpc, *engine.cmake_options)
     version = cuda.version if cuda else None
     return Recipe(engine.commit, options, chain.compiler, chain.isa, version, architectures if cuda else ())
 
