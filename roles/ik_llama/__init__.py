@@ -8,14 +8,17 @@ from roles.ik_llama.image import image
 from roles.ik_llama.operations import package_available, package_installed, packaged_release, pruned
 
 PACKAGE = "llama.cpp-tools"
+# The backend that speaks RPC, and rpc-server.
+RPC_PACKAGES = ["libggml0-backend-rpc", "llama.cpp-tools-extra"]
 
 
 @deploy("Engine")
 def ik_llama(node: Node) -> None:
     if node.engine.source == "package":
         package_available(name="Have a suite with llama.cpp", package=PACKAGE)
-        package_installed(name="Install the packaged llama.cpp", package=PACKAGE, _retries=5, _retry_delay=10)
-        packaged_release(name="Make it a release", package=PACKAGE)
+        wanted = [PACKAGE, *(RPC_PACKAGES if node.engine.rpc else [])]
+        package_installed(name="Install the packaged llama.cpp", wanted=wanted, _retries=5, _retry_delay=10)
+        packaged_release(name="Make it a release", package=PACKAGE, rpc=node.engine.rpc)
     else:
         release(name=f"Build ik_llama.cpp {node.engine.commit[:12]} for this machine, prove it", engine=node.engine)
     pruned(name="Remove old releases", keep=node.engine.keep_releases)

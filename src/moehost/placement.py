@@ -380,8 +380,8 @@ class _Planner:
     def _offload_batch(self, load: Load, offload: Offload) -> tuple[int | None, int, tuple[str, ...]]:
         """What to set the engine's offload batch to, the chunk from which it then offloads, and why.
 
-        Only `auto` and `rpc` set it, in ik_llama.cpp only below the default: a larger one would keep chunks on the CPU
-        that published runs carried over. Of all batches that may be set it is the best for the workload.
+        Only `auto` and `rpc` set it, in ik_llama.cpp only below the default: a larger one would keep chunks on the
+        CPU that published runs carried over. Of all batches that may be set it is the best for the workload.
         """
         model, dialect = self.model, self.memory.dialect
         is_free = self.request.placement in ("auto", "rpc")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 
 from moehost.settings_engine import Engine
@@ -40,16 +40,16 @@ class Recipe:
     architectures: tuple[str, ...]
 
     @property
-    def targets(self) -> tuple[str, ...]:
-        """Programs of the release."""
-        return (*TARGETS, *([RPC_TARGET] if "GGML_RPC=ON" in self.options else []))
-
-    @property
     def release(self) -> str:
         """Name of the release: twelve digits of the commit, and eight of everything else."""
         rest = {key: value for key, value in asdict(self).items() if key != "commit"}
-        digest = hashlib.sha256(json.dumps([rest, self.targets], sort_keys=True).encode()).hexdigest()
+        digest = hashlib.sha256(json.dumps([rest, targets(self.options)], sort_keys=True).encode()).hexdigest()
         return f"{self.commit[:12]}-{digest[:8]}"
+
+
+def targets(options: Sequence[str]) -> tuple[str, ...]:
+    """The programs that are built with these options of CMake."""
+    return (*TARGETS, *([RPC_TARGET] if "GGML_RPC=ON" in options else []))
 
 
 def make(engine: Engine, chain: Toolchain, cuda: Cuda | None, architectures: tuple[str, ...]) -> Recipe:

@@ -366,6 +366,16 @@ class Node(Settings):
         return self
 
     @property
+    def ports(self) -> set[int]:
+        """TCP ports that moehost's own programs listen on."""
+        found = {service.port for service in self.services}
+        if self.gateway:
+            found.add(self.gateway.port)
+        if self.metrics:
+            found |= {self.metrics.port, self.metrics.prometheus_port}
+        return found
+
+    @property
     def has_containers(self) -> bool:
         """Whether a service runs in a container."""
         return any(service.runtime == "container" for service in self.services)

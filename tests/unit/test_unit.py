@@ -54,7 +54,7 @@ def unit(dialect: str, node: Node, podman: tuple[int, int] = (0, 0), huge_pages:
     wanted = on.services[0]
     path = "/srv/models/Qwen3.5-397B-A17B-IQ4_NL/q-00001-of-00006.gguf"
     plan = make(wanted, path, HEADERS, node, dialect, tuning=tuning)
-    allowed = firewall.addresses(on, wanted.host)
+    allowed = firewall.addresses(on, wanted)
     return Source(wanted, plan, path, "8337e4cd3861-b1f28538", allowed, podman).text("0123456789abcdef")
 
 
