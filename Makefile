@@ -100,7 +100,8 @@ lint: setup ## ruff, mypy --strict, shellcheck
 		templates/llama_server/preflight.j2 templates/llama_server/wait-ready.j2 templates/llama_server/warm-up.j2 \
 		templates/llama_server/cards-in-use.j2 templates/llama_server/pages-in-use.j2 templates/llama_server/keys-secret.j2 templates/gpu_gate/gpu-ready.j2 \
 		templates/nvidia_container_toolkit/cdi-fresh.j2 templates/tune/restore.j2 templates/firewall/try-rules.j2 \
-		templates/gateway/gateway-keys.j2 templates/notify/notify.j2
+		templates/gateway/gateway-keys.j2 templates/notify/notify.j2 \
+		templates/rpc_worker/worker-listens.j2 templates/llama_server/workers-answer.j2
 
 format: setup ## Let ruff arrange the code
 	ruff check --fix-only --quiet .

@@ -11,8 +11,8 @@ UNITS = "/etc/systemd/system"
 class Worker(Texts, FactBase[dict[str, str]]):
     """What a node has to hold layers with, as texts.
 
-    `release`: the engine that is next; `build`: its build.json; `program`: its rpc-server; `addresses`: the node's own;
-    and those of the fact `Machine`.
+    `release`: the engine that is next; `build`: its build.json; `program`: its rpc-server; `addresses`: the node's
+    own; and those of the fact `Machine`.
     """
 
     commands = {

@@ -22,7 +22,7 @@ def main_node(*workers: str, service: dict[str, Any] | None = None, **more: Any)
     """A node whose service `qwen` has layers on these hosts."""
     model = {"name": "m", "source": "file:///srv/m.gguf"}
     shared = {"name": "qwen", "model": model, "placement": "rpc", "rpc": rpc(*workers), **(service or {})}
-    return settings.read({"engine": {"rpc": True}, "services": [shared], **more})
+    return settings.read({"engine": {"rpc": True}, "services": [shared]} | more)
 
 
 def worker_node(**more: Any) -> settings.Node:
