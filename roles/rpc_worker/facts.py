@@ -41,6 +41,24 @@ class InstalledWorkers(FactBase[list[str]]):
         return output
 
 
+class Waiting(FactBase[int]):
+    """How many clients of a port wait to be accepted.
+
+    A worker takes one at a time, and never notices that one has lost its power: the next waits behind it for ever.
+
+    + port: TCP port
+    """
+
+    default = int
+
+    def command(self, port: int) -> StringCommand:
+        return StringCommand("ss --no-header --listening --tcp --numeric", QuoteString(f"sport = :{port}"))
+
+    def process(self, output: list[str]) -> int:
+        # LISTEN, those that wait, those that may wait ...
+        return sum(int(line.split()[1]) for line in output)
+
+
 class Answering(FactBase[list[str]]):
     """Those of some HOST:PORT that accept a connection from this node.
 

@@ -17,7 +17,7 @@ from roles.facts import from_json
 from roles.ik_llama.facts import ENGINE, RELEASES
 from roles.llama_server.facts import ServiceState
 from roles.operations import files, refuse, render
-from roles.rpc_worker.facts import UNITS, InstalledWorkers, Worker
+from roles.rpc_worker.facts import UNITS, InstalledWorkers, Waiting, Worker
 
 # Where the generation will stand in a unit, which is the hash of the rest.
 GENERATION = "@GENERATION@"
@@ -28,7 +28,8 @@ def working(node: Node, share: Share) -> Iterator[Any]:
     """
     Have a worker listen at its address, of the engine's release that is next, for its main node only.
 
-    It restarts when what it was started with is not what it should be; whoever has layers in it starts anew then.
+    It restarts when what it was started with is not what it should be, or when a client waits behind one that is
+    gone; whoever has layers in it starts anew then.
 
     + node: settings of this node
     + share: what it holds, and for whom
@@ -66,7 +67,7 @@ def working(node: Node, share: Share) -> Iterator[Any]:
         yield "systemctl daemon-reload"
     if state.get("UnitFileState") != "enabled":
         yield StringCommand("systemctl enable --quiet", name)
-    if not is_as_wished:
+    if not is_as_wished or host.get_fact(Waiting, port=share.port):
         # Returns when it listens, or with its last words.
         yield StringCommand(
             "systemctl reset-failed", name, "2>/dev/null; systemctl restart", name,

@@ -119,6 +119,7 @@ OF_NOTHING = {
     "llama_server.facts.VramUsed": [],
     "rpc_worker.facts.Answering": [],
     "rpc_worker.facts.InstalledWorkers": [],
+    "rpc_worker.facts.Waiting": 0,
     "rpc_worker.facts.Worker": dict.fromkeys(OF_A_WORKER, ""),
     "lock.facts.Stack": dict.fromkeys(OF_A_STACK, ""),
     "models.facts.Catalogue": [],

@@ -15,7 +15,7 @@ from roles.ik_llama.facts import PackagedEngine, PackagedWorker, Releases
 from roles.ik_llama.operations import packaged_release
 from roles.llama_server import workers as asked
 from roles.llama_server.facts import ServiceState
-from roles.rpc_worker.facts import UNITS, Answering, InstalledWorkers, Worker
+from roles.rpc_worker.facts import UNITS, Answering, InstalledWorkers, Waiting, Worker
 from roles.rpc_worker.operations import gone, working
 from tests.fixtures.planned_node import machine
 from tests.operations.plain import Host, play, sha256
@@ -39,8 +39,8 @@ RESTART = (
 ENABLE = "systemctl enable --quiet moehost-rpc-qwen.service"
 
 
-def run(state=INACTIVE, share=SHARE, there=THERE, files=None):
-    facts = {Worker: there, ServiceState: state, FileStates: lambda paths: files or {}}
+def run(state=INACTIVE, share=SHARE, there=THERE, files=None, waiting=0):
+    facts = {Worker: there, Waiting: waiting, ServiceState: state, FileStates: lambda paths: files or {}}
     return play(working, facts, node=NODE, share=share)
 
 
@@ -69,6 +69,10 @@ class TestWorking:
     def test_one_that_is_as_described_is_left_alone(self, described):
         commands, noops = run(described.state, files=described.files)
         assert (commands, noops[-1]) == ([], "moehost-rpc-qwen.service listens at 10.0.0.2:50052")
+
+    def test_a_client_that_waits_behind_one_that_is_gone_gets_a_fresh_one(self, described):
+        commands, _ = run(described.state, files=described.files, waiting=1)
+        assert commands == [RESTART]
 
     def test_the_engine_is_the_release_and_the_card_is_left_alone_where_it_is_off(self, described):
         words = "-H 10.0.0.2 -p 50052 -t 16 -cpu -d CPU"
