@@ -232,7 +232,9 @@ def account(
         used = row(f"CUDA{index}", gpu.vram_mib, compute)
         rows.append(replace(used, context_mib=CUDA_CONTEXT_MIB, margin_mib=memory.margin_mib(index)))
     for remote in remotes:
-        used = row(remote.name, remote.capacity_mib, compute_bytes(model, memory, ubatch, 0, bool(remote.gpu)))
+        is_used = remote.name in layer_devices
+        compute = compute_bytes(model, memory, ubatch, 0, bool(remote.gpu)) if is_used else 0
+        used = row(remote.name, remote.capacity_mib, compute)
         rows.append(replace(used, context_mib=remote_context_mib(remote), margin_mib=remote_margin_mib(remote)))
     host_compute = compute_bytes(model, memory, ubatch, 0, on_gpu=False)
     if node.gpus:  # logits and masks are on the cards, the experts' activations here

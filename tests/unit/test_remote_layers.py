@@ -189,6 +189,11 @@ class TestPrediction:
         assert any("GiB over the link" in each and "epyc2: each start sends" in each for each in warnings)
         assert any(each.startswith("epyc3: gets no layer") for each in warnings)
 
+    def test_an_idle_worker_holds_nothing(self) -> None:
+        placement = shared(worker(epyc_9175f(0)), worker(epyc_9175f(0), "epyc3", 3), cards=0, memory_mib=65536)
+        assert placement.rows[1].device == "RPC1"
+        assert placement.rows[1].used_mib == 0
+
     def test_every_link_has_a_speed_and_a_faster_one_is_faster(self) -> None:
         speeds = [Link.of(kind).s(1e6) for kind in LINKS]
         assert speeds == sorted(speeds, reverse=True)
