@@ -16,7 +16,6 @@ from roles.rpc_worker.operations import gone, working
 def rpc_worker(node: Node) -> None:
     shares = inventory_shares()
     mine, known = [each for each in shares if each.worker == host.name], peers(shares, host.name)
-    gone(name="Take away workers that nobody wants", units=[each.unit for each in mine])
     if known.doors or known.calls:
         # Before anything listens here, or calls from here.
         filtered(name="Guard the workers", node=node, peers=known)
@@ -28,3 +27,10 @@ def rpc_worker(node: Node) -> None:
         )
     for share in host.loop(mine):
         working(name=f"Hold layers of {share.service} for {share.main}", node=node, share=share)
+
+
+@deploy("Worker")
+def idle_workers_gone() -> None:
+    """After the services: one that has gone back to its own node has done so by then, and loses nothing."""
+    units = [each.unit for each in inventory_shares() if each.worker == host.name]
+    gone(name="Take away workers that nobody wants", units=units)
