@@ -5,11 +5,9 @@ from pyinfra.api import deploy
 from moehost.settings import Node
 from roles.ik_llama.build import release
 from roles.ik_llama.image import image
-from roles.ik_llama.operations import package_available, package_installed, packaged_release, pruned
+from roles.ik_llama.operations import RPC_PACKAGES, package_available, package_installed, packaged_release, pruned
 
 PACKAGE = "llama.cpp-tools"
-# The backend that speaks RPC, and rpc-server.
-RPC_PACKAGES = ["libggml0-backend-rpc", "llama.cpp-tools-extra"]
 
 
 @deploy("Engine")

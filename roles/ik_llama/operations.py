@@ -22,6 +22,8 @@ from roles.operations import files, packages, refuse, render
 
 # Debian 13 itself carries no llama.cpp; its successor does.
 NEXT_SUITE = {"trixie": "forky"}
+# The backend that speaks RPC, and rpc-server.
+RPC_PACKAGES = ["libggml0-backend-rpc", "llama.cpp-tools-extra"]
 
 
 @operation()
@@ -110,6 +112,10 @@ def packaged_release(package: str, rpc: bool = False) -> Iterator[Any]:
         return
     name = f"{engine['package']}-{engine['sha256'][:12]}"
     shared = host.get_fact(PackagedWorker) if rpc else {}
+    if rpc and not shared.get("rpc_server") and host.get_fact(MissingPackages, packages=RPC_PACKAGES):
+        # Planning a run that will install them.
+        yield StringCommand("ls /usr/libexec/*/llama/bin/ggml-rpc-server")
+        return
     if rpc and not shared.get("rpc_server"):
         yield refuse("engine.rpc: the packages have no rpc-server, or no backend for it; take engine.source 'git'")
         return

@@ -17,7 +17,8 @@ class Worker(Texts, FactBase[dict[str, str]]):
 
     commands = {
         "release": f"test -e {ENGINE}/next/build.json && basename $(readlink {ENGINE}/next)",
-        "build": f"cat {ENGINE}/next/build.json",
+        # A text that ends without its line would swallow the next key.
+        "build": f"cat {ENGINE}/next/build.json && echo",
         "program": f"ls {ENGINE}/next/bin/rpc-server",
         "addresses": "ip -4 -oneline address show | awk '{ print $4 }' | cut -d/ -f1",
         **Machine.commands,

@@ -10,7 +10,7 @@ from pyinfra_testing.util import FakeState
 
 from moehost import settings
 from moehost.sharing import Share
-from roles.facts import FileStates
+from roles.facts import FileStates, MissingPackages
 from roles.ik_llama.facts import PackagedEngine, PackagedWorker, Releases
 from roles.ik_llama.operations import packaged_release
 from roles.llama_server import workers as asked
@@ -127,8 +127,9 @@ class TestPackaged:
     PROGRAM = {"rpc_server": "/usr/libexec/x/llama/bin/ggml-rpc-server", "backend": "0.27.0-1"}
     NONE = {"current": "", "next": "", "previous": "", "releases": [], "leftovers": []}
 
-    def facts(self, worker):
-        return {PackagedEngine: self.ENGINE, PackagedWorker: worker, Releases: self.NONE}
+    def facts(self, worker, missing=()):
+        there = {PackagedEngine: self.ENGINE, PackagedWorker: worker, Releases: self.NONE}
+        return there | {MissingPackages: list(missing)}
 
     def test_a_release_with_rpc_has_both_programs_and_a_name_of_its_own(self):
         commands, _ = play(packaged_release, self.facts(self.PROGRAM), package="llama.cpp-tools", rpc=True)
@@ -136,6 +137,11 @@ class TestPackaged:
         assert f"ln -s {self.PROGRAM['rpc_server']} {new}/bin/rpc-server" in commands
         (written,) = [each for each in commands if isinstance(each, dict)]
         assert json.loads(written["_stdin"])["backend"] == "0.27.0-1"
+
+    def test_a_plan_that_will_install_them_refuses_nothing(self):
+        facts = self.facts({}, ["libggml0-backend-rpc"])
+        commands, _ = play(packaged_release, facts, package="llama.cpp-tools", rpc=True)
+        assert commands == ["ls /usr/libexec/*/llama/bin/ggml-rpc-server"]
 
     def test_without_the_program_it_is_refused(self):
         ((function, (reason,), _),), _ = play(packaged_release, self.facts({}), package="llama.cpp-tools", rpc=True)

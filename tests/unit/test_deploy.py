@@ -22,6 +22,7 @@ RPC = {
     "address": "10.0.0.1",
     "workers": [{"host": "@fake/worker", "address": "10.0.0.2"}],
 }
+SHARED = {**SERVICE, "placement": "rpc", "rpc": RPC, "context": 8192}
 NOWHERE = {**RPC, "workers": [{"host": "@fake/nobody", "address": "10.0.0.3"}]}
 
 # What a fresh Debian says; to any other question a simulated node answers nothing and succeeds.
@@ -247,6 +248,38 @@ class TestPlan:
         # Nothing has been asked of it, while others were.
         assert not [line for line in plan.said_of(node) if line.startswith(">>>")]
         assert [line for line in plan.said_of("fresh") if line.startswith(">>>")]
+
+
+class TestShared:
+    """A main node that is ready, and what its worker says of itself in the same plan."""
+
+    HELP = planned_node.CONTRACT["help"] + "\n--rpc SERVERS                           comma-separated list\n"
+    # Its own packages are there; the worker's fact comes before what has a part of its command.
+    ANSWERS = WITH_RPC | WITH_ENGINE | planned_node.responses() | {
+        "llama-server --help": "\n===\n".join((planned_node.CONTRACT | {"help": HELP}).values())
+    }  # fmt: skip
+
+    def plan(self, folder, build='{"dialect": "llama.cpp"}', limit=()):
+        worker = [build if line.startswith("{") and "dialect" in line else line for line in WITH_RPC["=== release"]]
+        nodes = {
+            "main": {**SHARING, "fake_responses": self.ANSWERS, "services": [SHARED]},
+            "worker": {**SHARING, "fake_responses": {**WITH_RPC, "=== release": worker} | WITH_ENGINE},
+        }
+        return Run(folder, nodes, "--dry", *limit)
+
+    @pytest.mark.parametrize("limit", [(), ("--limit", "@fake/main")])
+    def test_the_worker_is_asked_whatever_the_deploy_is_limited_to(self, tmp_path, limit):
+        run = self.plan(tmp_path, limit=limit)
+        assert not [line for line in run.said_of("main") if "will fail" in line]
+        assert "Service | Run tiny, warm" in run.changes("main")
+        assert bool(run.changes("worker")) is not bool(limit)
+
+    def test_another_engine_there_is_announced(self, tmp_path):
+        run = self.plan(tmp_path, build='{"dialect": "llama.cpp", "commit": "9"}')
+        assert (
+            "will fail: services[0]: rpc.workers[0]: @fake/worker has the engine ik_llama.cpp 9, this node "
+            "ik_llama.cpp None; deploy both with the same one"
+        ) in run.said_of("main")
 
 
 def test_a_plan_without_a_mistake_exits_well(tmp_path):
