@@ -7,7 +7,7 @@ whole layers to other nodes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -19,8 +19,9 @@ from moehost.fill import Filling, Overdrawn, fillings
 from moehost.hardware import Node
 from moehost.ledger import Memory, Row
 from moehost.memory_policy import Pages
-from moehost.model import KV_BYTES, Model
-from moehost.request import Request, check
+from moehost.model import Model
+from moehost.nearest import nearest
+from moehost.request import BATCH, UBATCHES, Request, check
 from moehost.rules import Rule, experts_rule
 from moehost.speed import (
     DEFAULT_OFFLOAD_BATCH,
@@ -35,8 +36,6 @@ from moehost.speed import (
 )
 from moehost.worker import devices
 
-UBATCHES = (512, 1024, 2048, 4096, 8192)
-BATCH = 2048  # the engines' default; a larger ubatch needs a batch of its size
 # Decode on 16 cores was fastest with 13 threads in a published sweep: the driver and the server need some, too.
 DECODE_THREADS_SHARE = 13 / 16
 PROMPT_TOKENS = (512, 4096, 16384)
@@ -134,8 +133,16 @@ def place(model: Model, node: Node, request: Request, constants: Constants = PUB
     try:
         return _Planner(model, node, request, constants).place()
     except Overdrawn as lack:
-        nearest = list(_nearest(model, node, request, constants))
-        raise DoesNotFit(lack.device, lack.lacking_mib, nearest) from None
+
+        def fits(**changes: Any) -> bool:
+            try:
+                _Planner(model, node, replace(request, **changes), constants).place()
+            except Overdrawn:
+                return False
+            return True
+
+        longest = request.context or model.context_length or 4096
+        raise DoesNotFit(lack.device, lack.lacking_mib, list(nearest(request, longest, fits))) from None
 
 
 class _Planner:
@@ -421,38 +428,3 @@ def _without_lack(make: Callable[[int, int], object], ubatch: int) -> Callable[[
 
 def _decode_threads(cores: int) -> int:
     return max(round(cores * DECODE_THREADS_SHARE), 1)
-
-
-def _nearest(model: Model, node: Node, request: Request, constants: Constants) -> Iterator[str]:
-    """Changes of the request that make it fit, each alone; where none does, the smallest settings together."""
-
-    def fits(**changes: Any) -> bool:
-        try:
-            _Planner(model, node, replace(request, **changes), constants).place()
-        except Overdrawn:
-            return False
-        return True
-
-    def largest_context(**changes: Any) -> int:
-        """The largest context that fits, in steps of 1024 tokens; 0 where none does."""
-        low, high = 0, (request.context or model.context_length or 4096) // 1024
-        while low < high:
-            middle = (low + high + 1) // 2
-            low, high = (middle, high) if fits(context=middle * 1024, **changes) else (low, middle - 1)
-        return low * 1024
-
-    if request.placement != "auto" and fits(placement="auto"):
-        yield "placement auto"
-    elif request.workers and request.placement != "rpc" and fits(placement="rpc"):
-        yield "placement rpc"
-    smaller = [u for u in reversed(UBATCHES) if u < (request.ubatch or BATCH)]
-    if request.ubatch or request.placement != "auto":
-        yield from [f"ubatch {u}" for u in smaller if fits(ubatch=u)][:1]
-    q8 = {"kv_type_k": "q8_0", "kv_type_v": "q8_0"}
-    can_shrink = KV_BYTES[request.kv_type_k] + KV_BYTES[request.kv_type_v] > 2 * KV_BYTES["q8_0"]
-    if can_shrink and fits(**q8):
-        yield "KV type q8_0"
-    if context := largest_context():
-        yield f"context {context}"
-    elif context := largest_context(ubatch=UBATCHES[0], **q8):
-        yield f"ubatch {UBATCHES[0]}, KV type q8_0 and context {context} together"

@@ -14,6 +14,9 @@ from moehost.model import KV_BYTES, Model
 from moehost.rules import Rule
 from moehost.worker import Worker
 
+UBATCHES = (512, 1024, 2048, 4096, 8192)
+BATCH = 2048  # the engines' default; a larger ubatch needs a batch of its size
+
 
 class PlacementError(ValueError):
     """A request that makes no sense for this model or machine; one line that says how to mend it."""
