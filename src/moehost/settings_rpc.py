@@ -72,6 +72,9 @@ class Rpc(Settings):
         "auto",
         description="what of a worker holds layers: its `cards`, or its `ram`; `auto`: its cards where it has some",
     )
+    threads: int | None = Field(
+        None, ge=1, description="threads of a worker whose RAM holds layers; all of its cores if not given"
+    )
     link: Link = Field("10GbE", description="what the network is, for the prediction")
     link_gb_s: float | None = Field(
         None, gt=0, description="measured throughput between the nodes, GB/s; that of `link` if not given"

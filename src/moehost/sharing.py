@@ -26,18 +26,19 @@ class Share:
     port: int
     memory: Literal["auto", "cards", "ram"]
     cache: bool
+    threads: int | None = None
 
     @property
     def unit(self) -> str:
         """Name of the worker's systemd unit."""
         return f"moehost-rpc-{self.service}.service"
 
-    def command_line(self, dialect: Dialect, cards: int, threads: int) -> list[str]:
-        """The arguments of rpc-server on a worker with this many cards."""
+    def command_line(self, dialect: Dialect, cards: int, cores: int) -> list[str]:
+        """The arguments of rpc-server on a worker with this many cards and cores."""
         names = [f"CUDA{index}" for index in range(cards)] if self.memory != "ram" else []
         # ik_llama.cpp offers its CPU only where it is told so.
         cpu = ["-cpu"] if dialect == "ik" and not names else []
-        listens = ["-H", self.address, "-p", str(self.port), "-t", str(threads)]
+        listens = ["-H", self.address, "-p", str(self.port), "-t", str(self.threads or cores)]
         return [*listens, *cpu, "-d", ",".join(names or ["CPU"]), *(["-c"] if self.cache else [])]
 
 
@@ -59,7 +60,7 @@ NOBODY = Peers()
 def shares(nodes: Mapping[str, Node]) -> list[Share]:
     """All parts that nodes have in services of others."""
     return [
-        Share(service.name, main, rpc.address, each.host, each.address, rpc.port, rpc.memory, rpc.cache)
+        Share(service.name, main, rpc.address, each.host, each.address, rpc.port, rpc.memory, rpc.cache, rpc.threads)
         for main, node in nodes.items()
         for service in node.services
         if (rpc := service.rpc)
