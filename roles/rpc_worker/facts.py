@@ -77,3 +77,24 @@ class Answering(FactBase[list[str]]):
 
     def process(self, output: list[str]) -> list[str]:
         return output
+
+
+class Connected(FactBase[list[str]]):
+    """Those of some HOST:PORT that this node has a connection to which both sides keep.
+
+    A server whose worker has ended does not notice before the next request, and loses that.
+
+    + endpoints: what is looked for
+    """
+
+    default = list
+
+    def command(self, endpoints: list[str]) -> StringCommand:
+        return StringCommand(
+            "for endpoint in", *(QuoteString(each) for each in endpoints), "; do",
+            "ss --no-header --tcp --numeric state established dst \"$endpoint\" | grep -q . &&",
+            "echo \"$endpoint\"; done; true",
+        )  # fmt: skip
+
+    def process(self, output: list[str]) -> list[str]:
+        return output

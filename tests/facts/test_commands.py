@@ -24,7 +24,7 @@ from roles.host_tuning.facts import Topology
 from roles.ik_llama.facts import Build, Images, Mirrors, PackageCandidates, PackagedEngine, PackagedWorker, Releases
 from roles.llama_server.facts import ArgumentsProbe, EngineContract, Inputs, InstalledServices, ServiceState
 from roles.models.facts import Fetch, StoredModel, Strangers
-from roles.rpc_worker.facts import Answering, InstalledWorkers, Waiting, Worker
+from roles.rpc_worker.facts import Answering, Connected, InstalledWorkers, Waiting, Worker
 
 # Folders of the node that the facts name, which lie below the test's folder.
 PREFIXES = [
@@ -607,3 +607,12 @@ class TestWorkers:
             assert node.ask(Answering, endpoints=["127.0.0.1:1", there]) == [there]
             # Nobody has accepted that one.
             assert node.ask(Waiting, port=port) == 1
+
+    def test_a_connection_that_the_other_side_has_closed_is_none(self, node):
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            there = f"127.0.0.1:{server.getsockname()[1]}"
+            with socket.create_connection(server.getsockname()):
+                accepted, _ = server.accept()
+                assert node.ask(Connected, endpoints=["127.0.0.1:1", there]) == [there]
+                accepted.close()
+                assert node.ask(Connected, endpoints=[there]) == []

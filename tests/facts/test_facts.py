@@ -118,6 +118,7 @@ OF_NOTHING = {
     "llama_server.facts.UsableKeys": 0,
     "llama_server.facts.VramUsed": [],
     "rpc_worker.facts.Answering": [],
+    "rpc_worker.facts.Connected": [],
     "rpc_worker.facts.InstalledWorkers": [],
     "rpc_worker.facts.Waiting": 0,
     "rpc_worker.facts.Worker": dict.fromkeys(OF_A_WORKER, ""),

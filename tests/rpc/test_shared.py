@@ -119,9 +119,18 @@ class TestFailure:
         before = int(prop(pair.main, pair.main.unit, "NRestarts"))
         pair.worker.run(f"systemctl kill --signal KILL {WORKER}")
         until(lambda: prop(pair.worker, WORKER, "SubState") == "running", "the worker listens again")
+        # Nobody notices before somebody asks, and that request is lost.
+        with pytest.raises(AssertionError):
+            pair.answer()
         until(lambda: int(prop(pair.main, pair.main.unit, "NRestarts")) > before, "the server is started again")
         until(lambda: prop(pair.main, pair.main.unit, "ActiveState") == "active", "the server has answered warm")
         assert pair.answer() == alone
+
+    def test_a_deploy_notices_before_somebody_asks(self, pair: Pair, alone: str, shared: list[str]) -> None:
+        pair.worker.run(f"systemctl restart {WORKER}")
+        assert changes(pair.deploy(pair.shared())) == ["Service | Run tiny, warm"]
+        assert pair.answer() == alone
+        assert changes(pair.deploy(pair.shared())) == []
 
     def test_a_service_waits_for_a_worker_that_comes_up_later(
         self, pair: Pair, alone: str, shared: list[str]
@@ -153,7 +162,7 @@ class TestUndone:
         # The service first: a worker that went before would end it, and the owner would be told of a failure.
         order = ["Service | Run tiny, warm", "Worker | Take away workers that nobody wants"]
         assert [name for name in changed if name in order] == order
-        assert pair.worker.run(f"systemctl list-unit-files --no-legend '{WORKER}'") == ""
+        assert pair.worker.run("ls /etc/systemd/system/moehost-rpc-*.service 2>/dev/null; true") == ""
         assert pair.worker.run(f"ss -Hltn 'sport = :{PORT}'") == ""
         assert pair.worker.run("nft list tables; ls /etc/moehost/firewall.nft 2>/dev/null; true") == ""
         assert "--rpc" not in pair.main.run(f"systemctl cat {pair.main.unit}")
