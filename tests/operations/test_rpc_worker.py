@@ -15,7 +15,8 @@ from roles.ik_llama.facts import PackagedEngine, PackagedWorker, Releases
 from roles.ik_llama.operations import packaged_release
 from roles.llama_server import workers as asked
 from roles.llama_server.facts import ServiceState
-from roles.rpc_worker.facts import UNITS, Answering, InstalledWorkers, Waiting, Worker
+from roles.llama_server.operations import _is_cut_off
+from roles.rpc_worker.facts import UNITS, Answering, Connected, InstalledWorkers, Waiting, Worker
 from roles.rpc_worker.operations import gone, working
 from tests.fixtures.planned_node import machine
 from tests.operations.plain import Host, play, sha256
@@ -204,3 +205,21 @@ class TestAsked:
         with ctx_host.use(Host({Answering: answering})):
             said = asked.silent(SERVICE, found)
         assert (said or "").startswith("rpc.workers[0]: 10.0.0.2:50052 (epyc2) does not answer") is is_silent
+
+
+class TestCutOff:
+    """A server that runs, and whose worker has ended meanwhile."""
+
+    def cut_off(self, connected, state="active", workers=("10.0.0.2:50052",)):
+        offload = SimpleNamespace(workers=workers)
+        goal = SimpleNamespace(plan=SimpleNamespace(placement=SimpleNamespace(offload=offload)))
+        with ctx_host.use(Host({Connected: connected})):
+            return _is_cut_off(goal, {"ActiveState": state})
+
+    def test_it_is_seen_by_its_connection(self):
+        assert self.cut_off([])
+        assert not self.cut_off(["10.0.0.2:50052"])
+
+    def test_one_that_starts_has_none_yet_and_one_without_workers_is_not_asked(self):
+        assert not self.cut_off(None, state="activating")
+        assert not self.cut_off(None, workers=())
