@@ -1,6 +1,6 @@
 # moehost: `make demo` shows it, `make test` proves it, `make` lists the rest.
 .DEFAULT_GOAL := help
-.PHONY: help setup host-packages demo test test-quick test-slow test-molecule test-interrupted test-engine test-switch test-nvidia test-trust test-faults test-fleet test-bench test-vm lint format lock clean
+.PHONY: help setup host-packages demo test test-quick test-slow test-molecule test-interrupted test-engine test-switch test-nvidia test-trust test-rpc test-faults test-fleet test-bench test-vm lint format lock clean
 SHELL := /bin/sh
 
 PYTHON ?= python3
@@ -43,7 +43,7 @@ demo: setup ## Start the sandbox, provision it, ask its model something
 
 test: lint test-quick test-slow $(MODEL) ## Everything
 	@echo "== Containers, three suites at a time: what each of them says comes when it is through"
-	$(MAKE) --no-print-directory --jobs=3 --output-sync=target test-trust test-engine test-faults test-interrupted test-switch test-nvidia test-molecule test-fleet
+	$(MAKE) --no-print-directory --jobs=3 --output-sync=target test-trust test-engine test-faults test-interrupted test-switch test-nvidia test-rpc test-molecule test-fleet
 	@echo "== Benchmarks and an emulated machine: nothing runs beside them"
 	$(MAKE) --no-print-directory test-bench test-vm
 	@echo "== all tests passed"
@@ -87,6 +87,9 @@ test-fleet: setup $(MODEL) ## Sixteen nodes over SSH: one broken, one slow, two 
 	pytest tests/fleet
 	@cat .sandbox/fleet-figures
 
+test-rpc: setup $(MODEL) ## One model over two nodes: guarded, killed, refused, undone
+	molecule test --scenario-name rpc
+
 test-bench: setup $(MODEL) ## Benchmarks of a node: 28 runs, verdicts, the search for the best configuration; reports in a browser
 	PYTHON=$(PYTHON) scripts/host-packages browser
 	pytest tests/browser
@@ -104,7 +107,8 @@ lint: setup ## ruff, mypy --strict, shellcheck
 		templates/llama_server/preflight.j2 templates/llama_server/wait-ready.j2 templates/llama_server/warm-up.j2 \
 		templates/llama_server/cards-in-use.j2 templates/llama_server/pages-in-use.j2 templates/llama_server/keys-secret.j2 templates/gpu_gate/gpu-ready.j2 \
 		templates/nvidia_container_toolkit/cdi-fresh.j2 templates/tune/restore.j2 templates/firewall/try-rules.j2 \
-		templates/gateway/gateway-keys.j2 templates/notify/notify.j2
+		templates/gateway/gateway-keys.j2 templates/notify/notify.j2 \
+		templates/rpc_worker/worker-listens.j2 templates/llama_server/workers-answer.j2
 
 format: setup ## Let ruff arrange the code
 	ruff check --fix-only --quiet .

@@ -13,6 +13,7 @@ from roles.node import this_node
 from roles.notify import notify
 from roles.nvidia_container_toolkit import nvidia_container_toolkit
 from roles.nvidia_driver import nvidia_driver
+from roles.rpc_worker import idle_workers_gone, rpc_worker
 
 if node := this_node():
     base(node)
@@ -22,7 +23,9 @@ if node := this_node():
     ik_llama(node)
     models(node)
     host_tuning(node)
+    rpc_worker(node)
     llama_server(node)
+    idle_workers_gone()
     gateway(node)
     firewall(node)
     metrics(node)

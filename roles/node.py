@@ -1,11 +1,14 @@
 """The node that a deploy is at, as its owner described it."""
 
+from contextlib import suppress
+from functools import cache
 from pathlib import Path
 
 from pyinfra import host, logger, state
+from pyinfra.api import Inventory
 from pyinfra.api.exceptions import PyinfraError
 
-from moehost import gateway, keys, settings
+from moehost import gateway, keys, settings, sharing
 
 
 def this_node() -> settings.Node | None:
@@ -15,7 +18,7 @@ def this_node() -> settings.Node | None:
     """
     try:
         node = settings.read(host.data.dict())
-        lines = _mistakes(node)
+        lines = [*_mistakes(node), *sharing.problems(_nodes(state.inventory) | {host.name: node}, host.name)]
         if not lines:
             return node
     except settings.SettingsError as error:
@@ -29,6 +32,26 @@ def this_node() -> settings.Node | None:
     if not state.active_hosts:
         raise PyinfraError("no host has settings to work with")
     return None
+
+
+def inventory_shares() -> list[sharing.Share]:
+    """Which nodes of the inventory hold layers for which, whatever hosts this deploy is limited to."""
+    return _shares(state.inventory)
+
+
+@cache
+def _shares(inventory: Inventory) -> list[sharing.Share]:
+    return sharing.shares(_nodes(inventory))
+
+
+@cache
+def _nodes(inventory: Inventory) -> dict[str, settings.Node]:
+    """The settings of all hosts of the inventory that have right ones."""
+    found = {}
+    for each in inventory:
+        with suppress(settings.SettingsError):
+            found[each.name] = settings.read(each.data.dict())
+    return found
 
 
 def _mistakes(node: settings.Node) -> list[str]:

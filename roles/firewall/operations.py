@@ -15,6 +15,7 @@ from pyinfra.connectors.util import clear_askpass_cache
 from moehost import confined
 from moehost.firewall import is_needed, parse, refusal, values
 from moehost.settings import Node
+from moehost.sharing import NOBODY, Peers
 from roles.facts import FileStates
 from roles.firewall.facts import NAME, PROGRAM, RULES, STATE, UNIT, Access, Filter
 from roles.operations import file_state, files, packages, refuse, render
@@ -24,7 +25,7 @@ CONNECT_SHARE = 0.7
 
 
 @operation()
-def filtered(node: Node) -> Iterator[Any]:
+def filtered(node: Node, peers: Peers = NOBODY) -> Iterator[Any]:
     """
     Have the packet filter that the settings describe: a table `inet moehost` of its own, or none.
 
@@ -32,9 +33,10 @@ def filtered(node: Node) -> Iterator[Any]:
     the next boot, only after a new connection has come through them.
 
     + node: settings of the node
+    + peers: other nodes that the filter knows by address
     """
     there = host.get_fact(Filter)
-    if not is_needed(node):
+    if not is_needed(node, peers):
         yield from _gone(there)
         return
     seen = parse(host.get_fact(Access))
@@ -48,7 +50,7 @@ def filtered(node: Node) -> Iterator[Any]:
     there = host.get_fact(Filter) if changed else there
     states, rules = (
         FileStates().process(there["files"].splitlines()),
-        render("firewall/rules.nft.j2", **values(node, seen)),
+        render("firewall/rules.nft.j2", **values(node, seen, peers)),
     )
     is_kept = states.get(RULES) == file_state(rules) and not there["trying"]
     if not is_kept or there["table"] != there["kept"]:

@@ -5,7 +5,7 @@ from pyinfra.api import deploy
 from moehost.settings import Node
 from roles.ik_llama.build import release
 from roles.ik_llama.image import image
-from roles.ik_llama.operations import package_available, package_installed, packaged_release, pruned
+from roles.ik_llama.operations import RPC_PACKAGES, package_available, package_installed, packaged_release, pruned
 
 PACKAGE = "llama.cpp-tools"
 
@@ -14,8 +14,9 @@ PACKAGE = "llama.cpp-tools"
 def ik_llama(node: Node) -> None:
     if node.engine.source == "package":
         package_available(name="Have a suite with llama.cpp", package=PACKAGE)
-        package_installed(name="Install the packaged llama.cpp", package=PACKAGE, _retries=5, _retry_delay=10)
-        packaged_release(name="Make it a release", package=PACKAGE)
+        wanted = [PACKAGE, *(RPC_PACKAGES if node.engine.rpc else [])]
+        package_installed(name="Install the packaged llama.cpp", wanted=wanted, _retries=5, _retry_delay=10)
+        packaged_release(name="Make it a release", package=PACKAGE, rpc=node.engine.rpc)
     else:
         release(name=f"Build ik_llama.cpp {node.engine.commit[:12]} for this machine, prove it", engine=node.engine)
     pruned(name="Remove old releases", keep=node.engine.keep_releases)

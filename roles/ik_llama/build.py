@@ -128,7 +128,7 @@ def _built(made: Recipe, folder: str, chain: toolchain.Toolchain, cuda: Cuda | N
             f"systemctl stop {UNIT} 2>/dev/null; systemctl reset-failed {UNIT} 2>/dev/null;",
             f"runuser -u {BUILDER} -- sh -c 'rm -rf \"$0\" && mkdir -p \"$0\" && touch \"$0/build.log\"'",
             QuoteString(folder), f"&& cat >{SCRIPT}",
-            _stdin=render("ik_llama/build.j2", recipe=made, targets=recipe.TARGETS),
+            _stdin=render("ik_llama/build.j2", recipe=made, targets=recipe.targets(made.options)),
         )  # fmt: skip
         properties = [
             *confined.build(WORKSHOP),
@@ -183,7 +183,7 @@ def _describe(build: dict[str, str]) -> str:
 
 def _installed(made: Recipe, folder: str) -> Iterator[StringCommand]:
     """Put the programs where they will stay, under a name that is no release's."""
-    new, parts = f"{RELEASES}/.{made.release}", [f"bin/{target}" for target in recipe.TARGETS]
+    new, parts = f"{RELEASES}/.{made.release}", [f"bin/{target}" for target in recipe.targets(made.options)]
     yield StringCommand(f"rm -rf {new} && mkdir -p {new}/bin")
     # Read with the builder's rights: what it calls a program may be a link to what only root may read.
     yield StringCommand(

@@ -78,6 +78,25 @@ class PackagedEngine(FactBase[dict[str, str]]):
         return dict(line.split("=", 1) for line in output)
 
 
+class PackagedWorker(FactBase[dict[str, str]]):
+    """The rpc-server of the packages: its path as `rpc_server`, and the version of the `backend` that speaks to it.
+
+    Empty where one of the two is missing.
+    """
+
+    default = dict
+
+    def command(self) -> str:
+        return (
+            "backend=$(dpkg-query -W -f '${Version}' libggml0-backend-rpc 2>/dev/null); "
+            "path=$(ls /usr/libexec/*/llama/bin/ggml-rpc-server 2>/dev/null | head -n 1); "
+            'test -x "$path" -a -n "$backend" || exit 0; echo rpc_server=$path; echo backend=$backend'
+        )
+
+    def process(self, output: list[str]) -> dict[str, str]:
+        return dict(line.split("=", 1) for line in output)
+
+
 class Releases(FactBase[dict[str, Any]]):
     """The whole releases, newest first (`releases`), and the ones that `current`, `next` and `previous` link to.
 

@@ -80,11 +80,11 @@ def _texts(there: There, base: Base, runtime: str) -> dict[str, str]:
         "folder": f"{WORKSHOP}/builds/{release}",
         "cuda": CUDA if build["cuda"] else None,
         "compiler": Toolchain.commands["compiler"],
-        "targets": recipe.TARGETS,
+        "targets": recipe.targets(build["options"]),
     }
     return {
         "Containerfile": render("ik_llama/Containerfile.j2", **values),
-        "build.sh": render("ik_llama/build.j2", recipe=build, targets=recipe.TARGETS),
+        "build.sh": render("ik_llama/build.j2", recipe=build, targets=recipe.targets(build["options"])),
     }
 
 

@@ -9,11 +9,21 @@ from pyinfra import host
 from pyinfra.api import QuoteString, StringCommand, operation
 
 from roles.facts import FileStates, MissingPackages, OsRelease
-from roles.ik_llama.facts import ENGINE, RELEASES, Mirrors, PackageCandidates, PackagedEngine, Releases
+from roles.ik_llama.facts import (
+    ENGINE,
+    RELEASES,
+    Mirrors,
+    PackageCandidates,
+    PackagedEngine,
+    PackagedWorker,
+    Releases,
+)
 from roles.operations import files, packages, refuse, render
 
 # Debian 13 itself carries no llama.cpp; its successor does.
 NEXT_SUITE = {"trixie": "forky"}
+# The backend that speaks RPC, and rpc-server.
+RPC_PACKAGES = ["libggml0-backend-rpc", "llama.cpp-tools-extra"]
 
 
 @operation()
@@ -50,17 +60,17 @@ def package_available(package: str) -> Iterator[Any]:
 
 
 @operation()
-def package_installed(package: str) -> Iterator[Any]:
+def package_installed(wanted: list[str]) -> Iterator[Any]:
     """
-    Have the distribution's llama.cpp, with what it needs from the same suite.
+    Have packages of the distribution's llama.cpp, with what it needs from the same suite.
 
     The suite follows from the system and not from what apt offers just now: after a run that was cut off, apt offers
     the package of the next suite, and can't install it with what the node's own suite has.
 
-    + package: name of the package
+    + wanted: names of the packages
     """
     _, suite = _system()
-    yield from packages._inner(wanted=[package], release=suite)
+    yield from packages._inner(wanted=wanted, release=suite)
 
 
 def _system() -> tuple[dict[str, str], str | None]:
@@ -82,7 +92,7 @@ def _sources(suite: str) -> str:
 
 
 @operation()
-def packaged_release(package: str) -> Iterator[StringCommand]:
+def packaged_release(package: str, rpc: bool = False) -> Iterator[Any]:
     """
     Have a release for the installed package, and have it be the next one.
 
@@ -90,6 +100,7 @@ def packaged_release(package: str) -> Iterator[StringCommand]:
     the one before can't be gone back to.
 
     + package: name of the package
+    + rpc: whether the release has rpc-server
     """
     engine = host.get_fact(PackagedEngine, package=package)
     if not engine.get("version"):
@@ -99,18 +110,33 @@ def packaged_release(package: str) -> Iterator[StringCommand]:
         else:
             yield refuse(f"{package} is installed, but `llama-server --version` says nothing; reinstall the package")
         return
-    name = re.sub(r"[^A-Za-z0-9.+-]", "_", f"{engine['package']}-{engine['sha256'][:12]}")
+    name = f"{engine['package']}-{engine['sha256'][:12]}"
+    shared = host.get_fact(PackagedWorker) if rpc else {}
+    if rpc and not shared.get("rpc_server") and host.get_fact(MissingPackages, packages=RPC_PACKAGES):
+        # Planning a run that will install them.
+        yield StringCommand("ls /usr/libexec/*/llama/bin/ggml-rpc-server")
+        return
+    if rpc and not shared.get("rpc_server"):
+        yield refuse("engine.rpc: the packages have no rpc-server, or no backend for it; take engine.source 'git'")
+        return
+    if rpc:
+        # Another release than the one without: it is told to services as any other.
+        name += f"-rpc{shared['backend']}"
+    name = re.sub(r"[^A-Za-z0-9.+-]", "_", name)
     there = host.get_fact(Releases)
     if name not in there["releases"]:
         build = {
             "source": "package",
             "dialect": "llama.cpp",
             **engine,
+            **shared,
             "proofs": {"version": engine["version"]},
         }
         new = f"{RELEASES}/.{name}"
         yield StringCommand("rm", "-rf", QuoteString(new), "&&", "mkdir", "-p", QuoteString(f"{new}/bin"))
         yield StringCommand("ln", "-s", QuoteString(engine["path"]), QuoteString(f"{new}/bin/llama-server"))
+        if rpc:
+            yield StringCommand("ln", "-s", QuoteString(shared["rpc_server"]), QuoteString(f"{new}/bin/rpc-server"))
         # Written last: a release without it is not one.
         yield StringCommand(
             "cat", ">", QuoteString(f"{new}/build.json"), "&&", "sync", QuoteString(new),

@@ -18,6 +18,8 @@ from roles.operations import files, render
 @deploy("Service")
 def llama_server(node: Node) -> None:
     names = ["preflight", "wait-ready", "warm-up", "cards-in-use", "pages-in-use", "keys-secret"]
+    if any(each.rpc for each in node.services):
+        names.append("workers-answer")
     files(
         name="Install the programs of a start",
         contents={f"{PROGRAMS}/{name}": render(f"llama_server/{name}.j2") for name in names},

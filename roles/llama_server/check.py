@@ -30,7 +30,8 @@ def tried(
     Only ik_llama.cpp can try a plan, and only while no server of this service holds the cards; without a record the
     plan stands as the ledger has it. Raises ValueError where the engine refuses the plan.
     """
-    if dialect != "ik" or not plan.node.gpus:
+    if dialect != "ik" or not plan.node.gpus or service.rpc:
+        # A worker has one client at a time: while it serves, a trial would wait for ever.
         return None
     record = from_json("\n".join(host.get_fact(FileContents, path=f"{folder}/rehearsal.json") or [])) or {}
     if record.get("key") == key:

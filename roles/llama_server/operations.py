@@ -20,6 +20,7 @@ from roles.llama_server.facts import InstalledServices, ServerProcess, ServiceSt
 from roles.llama_server.units import folder, paths
 from roles.llama_server.wanted import NotYet, Refused, Wanted, tell, wanted
 from roles.operations import files, refuse
+from roles.rpc_worker.facts import Connected
 
 MIB = 1 << 20
 
@@ -91,16 +92,25 @@ def running(node: Node, service: Service, index: int, constants: Constants) -> I
             if goal.source.is_quadlet
             else StringCommand("systemctl enable --quiet", QuoteString(service.unit))
         )
-    if state.get("generation") != goal.generation:
+    must_restart = state.get("generation") != goal.generation or _is_cut_off(goal, state)
+    if must_restart:
         # A unit that failed too often is not started again without reset-failed.
         yield StringCommand(
             "systemctl reset-failed", QuoteString(service.unit), "2>/dev/null;",
             "systemctl restart --no-block", QuoteString(service.unit),
         )  # fmt: skip
-    if state.get("generation") != goal.generation or state.get("ActiveState") != "active":
+    if must_restart or state.get("ActiveState") != "active":
         yield FunctionCommand(_wait_until_ready, (service, goal.generation, goal.plan), {})
     elif not changes and not leftovers:
         host.noop(f"{service.unit} runs as planned")
+
+
+def _is_cut_off(goal: Wanted, state: dict[str, Any]) -> bool:
+    """Whether a server that runs has lost a worker, which it would notice at the next request only."""
+    endpoints = list(goal.plan.placement.offload.workers)
+    if not endpoints or state.get("ActiveState") != "active":
+        return False
+    return set(host.get_fact(Connected, endpoints=endpoints)) != set(endpoints)
 
 
 def _news(goal: Wanted) -> Iterator[str]:

@@ -89,6 +89,7 @@ class Source:
             "pages": placement.pages,
             "least_huge_mib": self.plan.least_huge_mib,
             "is_interleaved": placement.is_interleaved,
+            "workers": placement.offload.workers,
             "warm_up_tokens": placement.warm_up_tokens,
             "least_mib": self.plan.least_mib,
             "folder": folder(self.service.name),

@@ -4,9 +4,11 @@ import hashlib
 import json
 import re
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from pyinfra import host, logger
+from pyinfra import state as pyinfra_state
 
 from moehost import container, engine, firewall
 from moehost.gguf import GgufSet, Header
@@ -27,6 +29,7 @@ from roles.llama_server.facts import (
     ServiceState,
 )
 from roles.llama_server.units import Source, folder, paths
+from roles.llama_server.workers import NotDeployed, silent, workers
 from roles.models.facts import StoredModel
 from roles.models.operations import LIBRARY
 
@@ -128,14 +131,17 @@ def wanted(node: Node, service: Service, index: int, constants: Constants, relea
         machine = node_from_facts(**(facts | {"nvidia_smi": ""} if node.gpu == "off" else facts))
         found = GgufSet(tuple(Header.from_json(each) for each in headers))
         state = host.get_fact(ServiceState, unit=service.unit, port=service.port)
-        plan = make(service, model_path, found, machine, build["dialect"], constants, tuning=node.tuning)
+        helpers = workers(service, build)
+        planned = partial(make, service, model_path, found, machine, build["dialect"], constants, workers=helpers)
+        plan = planned(tuning=node.tuning)
         key = check.key(plan, contract["build"])
         tried = check.tried(service, plan, key, folder(service.name), build["dialect"], state, link)
         if tried:
-            margins = tuple(tried["margins_mib"])
-            plan = make(service, model_path, found, machine, build["dialect"], constants, margins, node.tuning)
-        allowed = firewall.addresses(node, service.host)
+            plan = planned(margins_mib=tuple(tried["margins_mib"]), tuning=node.tuning)
+        allowed = firewall.addresses(node, service)
         source = Source(service, plan, model_path, contract["release"], allowed)
+    except NotDeployed as name:
+        raise NotYet(f"{{ echo {name} has no engine yet: deploy it, too >&2; exit 1; }}") from None
     except REFUSALS as reason:
         raise Refused(f"{where}: {reason}") from None
 
@@ -159,6 +165,8 @@ def wanted(node: Node, service: Service, index: int, constants: Constants, relea
         arguments = engine.probe_arguments(plan.arguments)
         if refusal := engine.refusal(host.get_fact(ArgumentsProbe, engine=link, arguments=arguments)):
             raise Refused(f"{where}: {name} refuses these arguments: {refusal}")
+        if pyinfra_state.is_executing and (problem := silent(service, helpers)):
+            raise Refused(f"{where}.{problem}")
         if source.is_quadlet:
             generated = _generated(source, generation, where)
     return Wanted(source, generation, generated, plan.to_json(name), tried)

@@ -11,6 +11,10 @@ from moehost.ledger import MIB, Assignment, Row
 from moehost.model import Model
 from moehost.request import Request
 from moehost.rules import Rule
+from moehost.worker import Device
+
+# A start is worth a word from here.
+LONG_LOAD_MINUTES = 5
 
 
 def advice(
@@ -45,11 +49,26 @@ def advice(
     for rule in map(Rule.parse, offload.tensor_overrides):
         if not any(rule.pattern.search(name) for name in assignment.tensors):
             yield f"rule {rule}: matches no tensor that is loaded"
-    if request.placement != "auto" and "CPU" in assignment.experts.values():
+    if request.placement not in ("auto", "rpc") and "CPU" in assignment.experts.values():
         smallest = min(model.layers[i].routed_bytes for i in model.expert_layers) // MIB
         for row in rows[:-1]:
             if row.free_mib > smallest:
                 yield f"{row.device}: {row.free_mib} MiB stay idle; placement auto fills them with experts"
+
+
+def of_workers(remotes: Sequence[Device], rows: Sequence[Row]) -> Iterator[str]:
+    """Warnings about what is on other nodes."""
+    for worker in dict.fromkeys(remote.worker for remote in remotes):
+        names = {remote.name for remote in remotes if remote.worker == worker}
+        weights_mib = sum(row.dense_mib + row.experts_mib for row in rows if row.device in names)
+        minutes = weights_mib * MIB / (worker.link.gb_s * 1e9) / 60
+        if not weights_mib:
+            yield f"{worker.name}: gets no layer, what comes before it is enough; leave it out"
+        elif minutes >= LONG_LOAD_MINUTES:
+            yield (
+                f"{worker.name}: each start sends {weights_mib / 1024:.0f} GiB over the link, {minutes:.0f} min at "
+                f"{worker.link.gb_s:g} GB/s; see start_timeout_s and rpc.cache"
+            )
 
 
 def _layers(indices: Iterable[int]) -> str:

@@ -29,6 +29,7 @@ from moehost import (
     reference,
     sandbox,
     settings,
+    sharing,
 )
 from moehost.terminal import FAILED, hosts, say, stop
 
@@ -85,6 +86,7 @@ def check_inventory(inventory: str, as_json: bool) -> None:
             nodes[host] = settings.read(data)
         except settings.SettingsError as error:
             lines += [f"{host}: {line}" for line in error.lines]
+    lines += [f"{host}: {line}" for host in nodes for line in sharing.problems(nodes, host)]
     if lines:
         stop(*lines)
     if as_json:

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import click
+from pydantic import ValidationError
 
-from moehost import calibration, download, dry_run, gguf, remote, settings, show, source
+from moehost import calibration, download, dry_run, gguf, mistakes, remote, settings, show, source
 from moehost import plan as planning
 from moehost import verify as verification
 from moehost.dry_run import Difference
@@ -19,10 +20,12 @@ from moehost.hardware import HardwareError, Node, node_from_facts
 from moehost.model import Model
 from moehost.placement import DoesNotFit
 from moehost.settings import Service, SettingsError
+from moehost.settings_rpc import Rpc
 from moehost.speed import PUBLISHED, Constants
 from moehost.store import StoreError
 from moehost.terminal import DOES_NOT_FIT, FAILED, ask_host, host_of, stop
 from moehost.verify import VerifyError
+from moehost.worker import LINKS, of_settings
 
 _model = click.option(
     "--model",
@@ -36,7 +39,10 @@ _engine = click.option(
 )
 _endpoint = click.option("--hf-endpoint", default=source.HUB_ENDPOINT, show_default=True, help="Hub of hf://.")
 _token = click.option("--hf-token-file", type=click.Path(exists=True, dir_okay=False), help="File with its token.")
-PLACEMENTS = ("auto", "cpu-moe", "tensor-split", "manual")
+PLACEMENTS = ("auto", "cpu-moe", "tensor-split", "manual", "rpc")
+
+
+NO_WORKERS = "--placement rpc needs workers; name them with --rpc WORKER.json or --rpc @HOST"
 
 
 @click.command()
@@ -51,6 +57,17 @@ PLACEMENTS = ("auto", "cpu-moe", "tensor-split", "manual")
 )
 @click.option("--gpu-experts", multiple=True, help="For tensor-split, once per card: layers such as 0-12,20.")
 @click.option("--rule", "rules", multiple=True, help="For manual: REGEX=DEVICE, in order.")
+@click.option("--rpc", "workers", multiple=True, help="A node that may hold layers: WORKER.json or @HOST, in order.")
+@click.option("--link", type=click.Choice(list(LINKS)), default="10GbE", show_default=True, help="To the workers.")
+@click.option("--link-gb-s", type=float, help="Its throughput, GB/s, if measured.")
+@click.option("--latency-us", type=float, help="Its round trip, microseconds, if measured.")
+@click.option(
+    "--worker-memory",
+    type=click.Choice(["auto", "cards", "ram"]),
+    default="auto",
+    show_default=True,
+    help="What of a worker holds layers.",
+)
 @click.option("--workload", default="4096,512", show_default=True, help="Tokens of the typical prompt and answer.")
 @click.option("--threads", type=int, help="Threads of decode.")
 @click.option("--margin", "margin_mib", type=int, default=1024, show_default=True, help="MiB left free on each card.")
@@ -81,6 +98,11 @@ def plan(
     inventory: str,
     hf_endpoint: str,
     hf_token_file: str | None,
+    workers: tuple[str, ...],
+    link: Any,
+    link_gb_s: float | None,
+    latency_us: float | None,
+    worker_memory: Any,
     **wishes: Any,
 ) -> None:
     """Decide where a model's tensors live on a machine, prove that they fit, and predict the speed.
@@ -95,12 +117,15 @@ def plan(
         moehost plan --model Q.gguf --node node.json --compare cpu-moe,auto,tensor-split \\
                      --gpu-experts 0-12 --gpu-experts 47-59
         moehost plan --model hf://OWNER/REPO/PATH@COMMIT --node @epyc.home.arpa --verify @epyc.home.arpa
+        moehost plan --model Q.gguf --node node.json --compare auto,rpc --rpc worker.json --link 25GbE
     """
     differences: list[Difference] = []
     try:
         found, read_heads = read_headers(model, hf_endpoint, hf_token_file)
         machine = read_node(node, inventory)
         constants = _constants(constants_file)
+        rpc = _rpc(workers, link=link, link_gb_s=link_gb_s, latency_us=latency_us, memory=worker_memory)
+        helpers = of_settings(rpc, [read_node(each, inventory) for each in workers]) if rpc else ()
         names = [each.strip() for each in compare.split(",")] if compare else [wishes["placement"]]
         plans = {}
         for name in names:
@@ -110,9 +135,12 @@ def plan(
             foreign = {"gpu_experts": (), "rules": ()} if compare else {}
             own = {"tensor-split": "gpu_experts", "manual": "rules"}.get(name)
             mine = {own: wishes[own]} if own else {}
-            service = _service(**{**wishes, **foreign, **mine, "placement": name})
+            if name == "rpc" and (not rpc or verify):
+                raise ValueError("--verify: needs the workers themselves; leave it out" if rpc else NO_WORKERS)
+            shared = {"rpc": rpc.model_dump()} if rpc and name == "rpc" else {}
+            service = _service(**{**wishes, **foreign, **mine, **shared, "placement": name})
             path = model if Path(model).exists() else found.headers[0].name
-            plans[name] = planning.make(service, path, found, machine, engine, constants)
+            plans[name] = planning.make(service, path, found, machine, engine, constants, workers=helpers)
         if verify:
             asked = host_of(verify) if verify.startswith("@") else str(Path(verify).resolve())
             made = plans[names[0]]
@@ -149,7 +177,20 @@ def _service(workload: str, gpu_experts: tuple[str, ...], rules: tuple[str, ...]
     wishes |= {"gpu_experts": list(gpu_experts), "rules": list(rules)}
     wishes |= {"workload": {"prompt_tokens": int(tokens[1]), "answer_tokens": int(tokens[2])}}
     model = {"name": "planned", "source": "file:///planned.gguf"}
-    return settings.read({"services": [{"name": "planned", "model": model, **wishes}]}).services[0]
+    service = {"name": "planned", "model": model, **wishes}
+    return settings.read({"engine": {"rpc": True}, "services": [service]}).services[0]
+
+
+def _rpc(workers: tuple[str, ...], **link: Any) -> Rpc | None:
+    """The workers as a service's setting, with addresses made up: what is planned at a desk has none yet."""
+    if not workers:
+        return None
+    names = [host_of(each) if each.startswith("@") else Path(each).stem for each in workers]
+    found = [{"host": name, "address": f"10.0.0.{n}"} for n, name in enumerate(names, 2)]
+    try:
+        return Rpc.model_validate({"network": "10.0.0.0/24", "address": "10.0.0.1", "workers": found, **link})
+    except ValidationError as error:
+        raise ValueError(f"--rpc: {'; '.join(mistakes.lines(error, Rpc))}") from None
 
 
 def read_headers(model: str, endpoint: str, token_file: str | None) -> tuple[gguf.GgufSet, Callable[[], list[bytes]]]:

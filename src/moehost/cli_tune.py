@@ -67,6 +67,8 @@ def tune(
     node, service = chosen.node, chosen.service
     if service.runtime == "container":
         stop(f"--service: {service.name} runs in a container, and only native services can be tuned")
+    if service.rpc:
+        stop(f"--service: {service.name} has layers on other nodes, which a search would leave without a client")
     order = _order(node, service, only, kv_types, repetitions, seed)
     base = results.series(chosen.host)
     made = resume or base / f"tune-{datetime.now():%Y%m%d-%H%M%S}"

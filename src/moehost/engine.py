@@ -40,7 +40,8 @@ class Offload:
 
     `tensor_overrides` are `REGEX=DEVICE` rules, first match wins; `gpu_layers` is None without a GPU;
     `prompt_cache_mib` and `checkpoints` (per slot) bound what the server keeps in the host's memory; `numa` is the
-    engine's own way with several nodes, `static_pages` whether the weights lie on huge pages that were set aside.
+    engine's own way with several nodes, `static_pages` whether the weights lie on huge pages that were set aside;
+    `workers` are HOST:PORT of nodes that hold layers, `devices` all that get some, in the order of their layers.
     """
 
     context: int
@@ -61,6 +62,8 @@ class Offload:
     checkpoints: int = CHECKPOINTS
     numa: str | None = None
     static_pages: bool = False
+    workers: tuple[str, ...] = ()
+    devices: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +100,9 @@ def _offload(offload: Offload, dialect: Dialect) -> Iterator[str]:
     yield from ("-t", str(offload.threads), "-tb", str(offload.threads_batch))
     yield from ("-ctk", offload.kv_type_k, "-ctv", offload.kv_type_v)
     yield from ("-fa", "on")
+    if offload.workers:
+        # Before what names their devices. ik_llama.cpp left alone would count each of them twice.
+        yield from ("--rpc", ",".join(offload.workers), "-dev", ",".join(offload.devices))
     if offload.gpu_layers is not None:
         yield from ("-ngl", str(offload.gpu_layers))
     if offload.split_mode:
@@ -190,12 +196,14 @@ def unknown_flags(arguments: Iterable[str], help_text: str, dialect: Dialect) ->
 
 
 def probe_arguments(arguments: Sequence[str]) -> list[str]:
-    """The same command line, made harmless: no such model, no key file, any free port.
+    """The same command line, made harmless: no such model, no key file, any free port, no workers.
+
+    A worker has one client at a time, and lets every other wait.
 
     llama-server reads all arguments before it looks for the model, so a wrong flag or value shows within a second
     and without touching the service that runs; see `refusal`.
     """
-    words = without(arguments, "--api-key-file")
+    words = without(arguments, "--api-key-file", "--rpc", "-dev")
     for flag, value in (("-m", PROBE_MODEL), ("--port", "0")):
         words[words.index(flag) + 1] = value
     return words

@@ -46,7 +46,14 @@ class _Choice:
 
 
 def fillings(
-    model: Model, node: Node, memory: Memory, ubatch: int, speed: Speed, workload: Workload, threads: int
+    model: Model,
+    node: Node,
+    memory: Memory,
+    ubatch: int,
+    speed: Speed,
+    workload: Workload,
+    threads: int,
+    first: int = 0,
 ) -> list[Filling]:
     """The splits of layers and the experts on GPUs among which is the one that answers the workload first.
 
@@ -56,6 +63,7 @@ def fillings(
     one filling for each. More memory adds possibilities and takes none away, so the best of them never gets slower.
 
     + threads: threads of prompt processing
+    + first: the layers before this one are on other nodes
 
     Raises Overdrawn when the dense part does not fit.
     """
@@ -65,10 +73,10 @@ def fillings(
         costs = _Costs(model, len(node.gpus), speed, workload, Prompts(ubatch, threshold, threads))
         # Without experts on the CPU nothing is copied, which may be what makes the last layers fit.
         for carried in (0, largest):
-            if choice := _best(model, node, memory, ubatch, costs, carried):
+            if choice := _best(model, node, memory, ubatch, costs, carried, first):
                 found[_filling(choice, model)] = None
     if not found:
-        raise _overdrawn(model, memory, ubatch, _rooms(model, node, memory, ubatch, largest))
+        raise _overdrawn(_fixed_bytes(model, memory, ubatch)[first:], _rooms(model, node, memory, ubatch, largest))
     return list(found)
 
 
@@ -145,7 +153,9 @@ def _rooms(model: Model, node: Node, memory: Memory, ubatch: int, carried: int) 
     ]
 
 
-def _best(model: Model, node: Node, memory: Memory, ubatch: int, costs: _Costs, carried: int) -> _Choice | None:
+def _best(
+    model: Model, node: Node, memory: Memory, ubatch: int, costs: _Costs, carried: int, first: int
+) -> _Choice | None:
     """The cheapest filling with room for a copy of `carried` bytes of experts; for 0 all experts are resident."""
     fixed = _fixed_bytes(model, memory, ubatch)
     sums = list(accumulate(fixed, initial=0.0))
@@ -198,13 +208,13 @@ def _best(model: Model, node: Node, memory: Memory, ubatch: int, costs: _Costs, 
                 found = choice
         return found
 
-    return best(0, 0)
+    return best(0, first)
 
 
-def _overdrawn(model: Model, memory: Memory, ubatch: int, rooms: list[float]) -> Overdrawn:
+def _overdrawn(needs: list[float], rooms: list[float]) -> Overdrawn:
     """What the last GPU lacks for the dense part when those before it are full."""
     gpu = 0
-    for need in _fixed_bytes(model, memory, ubatch):
+    for need in needs:
         while gpu < len(rooms) - 1 and rooms[gpu] < need:
             gpu += 1
         rooms[gpu] -= need

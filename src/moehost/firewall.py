@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from moehost import container
-from moehost.settings import Node
+from moehost.settings import Node, Service
+from moehost.sharing import NOBODY, Peers
 
 # Accounts whose programs answer, and start no connection but to this machine. Those that download are not among them.
 ACCOUNTS = ("moehost",)
@@ -66,10 +67,10 @@ def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     return getattr(address, "ipv4_mapped", None) or address
 
 
-def is_needed(node: Node) -> bool:
+def is_needed(node: Node, peers: Peers = NOBODY) -> bool:
     """Whether a node has a table: not where everything is on loopback and nothing else is to be closed."""
     if node.firewall.policy == "services":
-        return node.gateway is not None or any(not each.is_on_loopback for each in node.services)
+        return bool(node.gateway or peers.doors) or any(not each.is_on_loopback for each in node.services)
     return node.firewall.policy == "closed"
 
 
@@ -86,7 +87,7 @@ def refusal(node: Node, seen: Seen) -> str | None:
     )
 
 
-def values(node: Node, seen: Seen) -> dict[str, Any]:
+def values(node: Node, seen: Seen, peers: Peers = NOBODY) -> dict[str, Any]:
     """What the template `firewall/rules.nft.j2` is rendered with."""
     wish = node.firewall
     is_closed = wish.policy == "closed"
@@ -101,15 +102,18 @@ def values(node: Node, seen: Seen) -> dict[str, Any]:
         accounts.append(("the server in a container", container.USER))
     return {
         "is_closed": is_closed,
-        "guarded": list(_guarded(node)),
+        "guarded": list(_guarded(node, peers)),
+        "calls": [f"ip daddr {address} tcp dport {port}" for address, port in peers.calls],
         "others": others,
         "accounts": ", ".join(f"{name} ({number})" for name, number in accounts),
         "account_set": _set([number for _, number in accounts]) if accounts else "",
     }
 
 
-def _guarded(node: Node) -> Iterable[Door]:
+def _guarded(node: Node, peers: Peers) -> Iterable[Door]:
     """The ports of moehost's own: whoever they are not for is dropped, whatever else is open."""
+    for port, address in peers.doors:
+        yield Door(f"layers of a model of {address}, which alone gets in", (port,), _sources([address]))
     if node.gateway:
         yield Door("the gateway", (node.gateway.port,), _sources(node.gateway.allow_from))
     opened = tuple(each.port for each in node.services if not each.is_on_loopback)
@@ -140,16 +144,17 @@ def _set(elements: Iterable[object]) -> str:
     return f"{{ {', '.join(str(each) for each in elements)} }}"
 
 
-def addresses(node: Node, host: str) -> tuple[str, ...]:
-    """Whom a service that listens on `host` may exchange packets with, as systemd's `IPAddressAllow=` has it.
+def addresses(node: Node, service: Service) -> tuple[str, ...]:
+    """Whom a service may exchange packets with, as systemd's `IPAddressAllow=` has it.
 
     Empty where nothing is filtered.
     """
-    address = ipaddress.ip_address(host)
+    address = ipaddress.ip_address(service.host)
+    workers = [each.address for each in service.rpc.workers] if service.rpc else []
     if address.is_loopback:
-        return ("localhost",)
+        return ("localhost", *workers)
     if node.firewall.policy == "off":
         return ()
     # The machine asks its own server by the address that it listens on.
     own = [] if address.is_unspecified else [str(address)]
-    return ("localhost", *own, *node.firewall.allow_from)
+    return ("localhost", *own, *node.firewall.allow_from, *workers)

@@ -15,6 +15,7 @@ from moehost.engine import CHECKPOINTS, PROMPT_CACHE_MIB, Dialect
 from moehost.hardware import Node
 from moehost.model import Model
 from moehost.rules import Rule, device_of
+from moehost.worker import Device
 
 MIB = 1 << 20
 
@@ -191,9 +192,15 @@ def assign(model: Model, layer_devices: Sequence[str], rules: Sequence[Rule], cp
 
 
 def account(
-    model: Model, node: Node, memory: Memory, ubatch: int, layer_devices: Sequence[str], assignment: Assignment
+    model: Model,
+    node: Node,
+    memory: Memory,
+    ubatch: int,
+    layer_devices: Sequence[str],
+    assignment: Assignment,
+    remotes: Sequence[Device] = (),
 ) -> list[Row]:
-    """The ledger of an assignment, GPUs first, the CPU last; rows may be overdrawn."""
+    """The ledger of an assignment, GPUs first, then devices of workers, the CPU last; rows may be overdrawn."""
     dense: dict[str, float] = defaultdict(float)
     experts: dict[str, float] = defaultdict(float)
     kv: dict[str, float] = defaultdict(float)
@@ -224,6 +231,11 @@ def account(
         compute = compute_bytes(model, memory, ubatch, carried)
         used = row(f"CUDA{index}", gpu.vram_mib, compute)
         rows.append(replace(used, context_mib=CUDA_CONTEXT_MIB, margin_mib=memory.margin_mib(index)))
+    for remote in remotes:
+        is_used = remote.name in layer_devices
+        compute = compute_bytes(model, memory, ubatch, 0, bool(remote.gpu)) if is_used else 0
+        used = row(remote.name, remote.capacity_mib, compute)
+        rows.append(replace(used, context_mib=remote_context_mib(remote), margin_mib=remote_margin_mib(remote)))
     host_compute = compute_bytes(model, memory, ubatch, 0, on_gpu=False)
     if node.gpus:  # logits and masks are on the cards, the experts' activations here
         host_compute = activation_bytes(model, ubatch) if on_cpu else 0
@@ -234,6 +246,16 @@ def account(
 def host_margin_mib(node: Node) -> int:
     """What the system, the server itself and the staging of uploads keep of the host's memory."""
     return min(4096, node.memory_mib // 20)
+
+
+def remote_context_mib(device: Device) -> int:
+    """What a worker's device has taken before anything is loaded."""
+    return CUDA_CONTEXT_MIB if device.gpu else 0
+
+
+def remote_margin_mib(device: Device) -> int:
+    """What a worker's device keeps free: of its memory, what the node itself needs."""
+    return MARGIN_MIB if device.gpu else host_margin_mib(device.worker.node)
 
 
 def with_host_cache(row: Row, model: Model, memory: Memory) -> tuple[Row, int, int]:

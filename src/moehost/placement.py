@@ -1,24 +1,27 @@
 """Decides where a model's tensors live on a machine, so that an answer takes the least time and nothing overflows.
 
-Four placements lead to the same ledger: `auto` fills the GPUs with whole layers of experts and picks the ubatch,
-`cpu-moe` and `tensor-split` are two command lines in wide use, `manual` takes rules as they are.
+Five placements lead to the same ledger: `auto` fills the GPUs with whole layers of experts and picks the ubatch,
+`cpu-moe` and `tensor-split` are two command lines in wide use, `manual` takes rules as they are, and `rpc` gives
+whole layers to other nodes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
-from moehost import ledger, memory_policy, split
-from moehost.advice import advice
+from moehost import ledger, memory_policy, remote_layers, split
+from moehost.advice import advice, of_workers
 from moehost.engine import Offload
 from moehost.fill import Filling, Overdrawn, fillings
 from moehost.hardware import Node
 from moehost.ledger import Memory, Row
 from moehost.memory_policy import Pages
-from moehost.model import KV_BYTES, Model
-from moehost.request import Request, check
+from moehost.model import Model
+from moehost.nearest import nearest
+from moehost.request import BATCH, UBATCHES, Request, check
 from moehost.rules import Rule, experts_rule
 from moehost.speed import (
     DEFAULT_OFFLOAD_BATCH,
@@ -31,9 +34,8 @@ from moehost.speed import (
     Workload,
     threshold_tokens,
 )
+from moehost.worker import devices
 
-UBATCHES = (512, 1024, 2048, 4096, 8192)
-BATCH = 2048  # the engines' default; a larger ubatch needs a batch of its size
 # Decode on 16 cores was fastest with 13 threads in a published sweep: the driver and the server need some, too.
 DECODE_THREADS_SHARE = 13 / 16
 PROMPT_TOKENS = (512, 4096, 16384)
@@ -131,8 +133,16 @@ def place(model: Model, node: Node, request: Request, constants: Constants = PUB
     try:
         return _Planner(model, node, request, constants).place()
     except Overdrawn as lack:
-        nearest = list(_nearest(model, node, request, constants))
-        raise DoesNotFit(lack.device, lack.lacking_mib, nearest) from None
+
+        def fits(**changes: Any) -> bool:
+            try:
+                _Planner(model, node, replace(request, **changes), constants).place()
+            except Overdrawn:
+                return False
+            return True
+
+        longest = request.context or model.context_length or 4096
+        raise DoesNotFit(lack.device, lack.lacking_mib, list(nearest(request, longest, fits))) from None
 
 
 class _Planner:
@@ -142,6 +152,7 @@ class _Planner:
         self.model, self.node, self.request = model, node, request
         self.speed = Speed(node, constants)
         self.workload = Workload(request.prompt_tokens, request.answer_tokens)
+        self.remotes = devices(request.workers) if request.placement == "rpc" else ()
         self.spread = memory_policy.spread(request.numa, node.cpu.numa_nodes)
         self.pages = memory_policy.pages(request.huge_pages, request.dialect)
         self.memory = Memory(
@@ -165,6 +176,8 @@ class _Planner:
                 pairs = [(layers, f"CUDA{index}") for index, layers in enumerate(self.request.gpu_experts) if layers]
                 rules = tuple(experts_rule(layers, device) for layers, device in pairs)
                 return self._preset(rules, gpu_layers=999, threads=24, threads_batch=24)
+            case "rpc":
+                return self._rpc()
             case "manual":
                 return self._preset(self.request.rules, 99, _decode_threads(cores), cores)
 
@@ -184,29 +197,85 @@ class _Planner:
         return self._result(offload, self._engine_devices(ubatch), (f"{request.placement}: placed as asked for",))
 
     def _auto(self) -> Placement:
+        return self._fastest([(ubatch, self._filled) for ubatch in self._ubatches()])
+
+    def _ubatches(self) -> list[int]:
         request = self.request
+        if request.ubatch:
+            return [request.ubatch]
         limit = min(self.memory.context, request.batch or self.memory.context)
         sizes = [u for u in UBATCHES if u <= max(limit, UBATCHES[0])]
-        if request.ubatch:
-            sizes = [request.ubatch]
-        elif not self.node.gpus:
-            sizes = [min(sizes[-1], BATCH)]  # nothing is carried to a GPU, so larger chunks gain nothing
+        # Where nothing is carried to a GPU, larger chunks gain nothing.
+        return sizes if self.node.gpus else [min(sizes[-1], BATCH)]
+
+    def _fastest(self, tries: Sequence[tuple[int, Callable[[int], Placement]]]) -> Placement:
+        """Of what fits, the placement that answers the workload first, and why its ubatch was taken."""
         found: list[Placement] = []
         lacks: list[Overdrawn] = []
-        for ubatch in sizes:
+        for ubatch, make in tries:
             try:
-                found.append(self._filled(ubatch))
+                found.append(make(ubatch))
             except Overdrawn as lack:
                 lacks.append(lack)
         if not found:
             raise min(lacks, key=lambda lack: lack.lacking_mib)
         best = min(found, key=lambda placement: (placement.answer_s, placement.offload.ubatch))
-        if len(found) == 1:
+        by_ubatch: dict[int, float] = {}
+        for placement in sorted(found, key=lambda each: -each.answer_s):
+            by_ubatch[placement.offload.ubatch] = placement.answer_s
+        if len(by_ubatch) == 1:
             return best
-        times = ", ".join(f"{p.offload.ubatch}: {p.answer_s:.1f} s" for p in found)
-        tokens = f"{request.prompt_tokens} prompt and {request.answer_tokens} answer tokens"
+        times = ", ".join(f"{ubatch}: {by_ubatch[ubatch]:.1f} s" for ubatch in sorted(by_ubatch))
+        tokens = f"{self.request.prompt_tokens} prompt and {self.request.answer_tokens} answer tokens"
         why = f"ubatch {best.offload.ubatch} is predicted fastest for {tokens} ({times})"
         return replace(best, why=(*best.why, why))
+
+    def _rpc(self) -> Placement:
+        """Whole layers on workers; says so where this node alone would be faster."""
+        tries: list[tuple[int, Callable[[int], Placement]]] = []
+        for ubatch in self._ubatches():
+            fits_away, fits = _without_lack(self._away, ubatch), _without_lack(self._shared, ubatch)
+            counts = remote_layers.counts(self.model, fits_away, fits)
+            tries += [(ubatch, partial(self._shared, count)) for count in counts]
+        best = self._fastest(tries)
+        try:
+            alone = _Planner(self.model, self.node, replace(self.request, placement="auto"), self.speed.constants)
+            there = alone.place()
+        except Overdrawn as lack:
+            return replace(best, why=(*best.why, f"alone, this node lacks {lack.lacking_mib} MiB on {lack.device}"))
+        warnings = best.warnings
+        if there.answer_s <= best.answer_s:
+            warnings += (
+                f"rpc: the model fits on this node alone, and is faster there: {there.decode.expected:.1f} tok/s and "
+                f"{there.answer_s:.1f} s for the workload, with workers {best.decode.expected:.1f} tok/s and "
+                f"{best.answer_s:.1f} s; take placement auto",
+            )
+        return replace(best, warnings=warnings)
+
+    def _away(self, count: int, ubatch: int) -> dict[int, str]:
+        """The devices of so many layers that go to workers."""
+        total = len(self.model.main_layers)
+        layers = range(count) if self.node.gpus else range(total - count, total)
+        return remote_layers.filled(self.model, self.memory, ubatch, self.remotes, layers)
+
+    def _shared(self, count: int, ubatch: int) -> Placement:
+        """So many layers on workers, and the rest here as `auto` has it."""
+        model, node, request = self.model, self.node, self.request
+        away, cores = self._away(count, ubatch), node.physical_cores
+        common = self._common(ubatch, request.threads or _decode_threads(cores), request.threads_batch or cores)
+        why = (f"{count} of {len(model.main_layers)} layers on workers",)
+
+        def of(filling: Filling | None) -> Placement:
+            where = remote_layers.layer_devices(model, away, filling)
+            offload = remote_layers.told(common, model, self.memory, self.remotes, where, len(node.gpus))
+            if filling:
+                offload = replace(offload, tensor_overrides=remote_layers.experts_here(model, where, filling))
+            return self._result(offload, where, why)
+
+        if not node.gpus:
+            return of(None)
+        found = fillings(model, node, self.memory, ubatch, self.speed, self.workload, common.threads_batch, count)
+        return min((of(each) for each in found), key=lambda placement: placement.answer_s)
 
     def _filled(self, ubatch: int) -> Placement:
         """The experts on the GPUs beside the dense part with which the workload is answered first at this ubatch."""
@@ -278,14 +347,15 @@ class _Planner:
         model, node, memory = self.model, self.node, self.memory
         rules = [Rule.parse(rule) for rule in offload.tensor_overrides]
         assignment = ledger.assign(model, layer_devices, rules, offload.cpu_moe, memory.mtp)
-        rows = ledger.account(model, node, memory, offload.ubatch, layer_devices, assignment)
+        rows = ledger.account(model, node, memory, offload.ubatch, layer_devices, assignment, self.remotes)
         rows[-1], prompt_cache_mib, checkpoints = ledger.with_host_cache(rows[-1], model, memory)
         for row in rows:
             if row.free_mib < 0:
                 raise Overdrawn(row.device, -row.free_mib)
         offload = replace(offload, prompt_cache_mib=prompt_cache_mib, checkpoints=checkpoints)
-        load = Load.of(model, len(node.gpus), layer_devices, assignment.experts)
+        load = Load.of(model, len(node.gpus), layer_devices, assignment.experts, self.remotes)
         batch, threshold, reason = self._offload_batch(load, offload)
+        reason += tuple(str(each) for each in load.remotes)
         env = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"} if node.gpus else {}
         env |= memory_policy.environment(self.pages, memory.dialect, len(node.gpus))
         if batch and memory.dialect == "ik":
@@ -307,18 +377,22 @@ class _Planner:
             decode=self.speed.decode(load, self.speed.spread(model)),
             prompt_tok_s={tokens: tokens / self.speed.prompt_s(load, tokens, prompts) for tokens in PROMPT_TOKENS},
             answer_s=self.speed.answer_s(load, self.workload, prompts),
-            warnings=tuple(advice(model, node, self.request, offload, layer_devices, assignment, rows)),
+            warnings=(
+                *advice(model, node, self.request, offload, layer_devices, assignment, rows),
+                *of_workers(self.remotes, rows),
+            ),
             why=(*why, *reason, f"predicted from {self.speed.constants.source}"),
         )
 
     def _offload_batch(self, load: Load, offload: Offload) -> tuple[int | None, int, tuple[str, ...]]:
         """What to set the engine's offload batch to, the chunk from which it then offloads, and why.
 
-        Only `auto` sets it, in ik_llama.cpp only below the default: a larger one would keep chunks on the CPU that
-        published runs carried over. Of all batches that may be set it is the best for the workload.
+        Only `auto` and `rpc` set it, in ik_llama.cpp only below the default: a larger one would keep chunks on the
+        CPU that published runs carried over. Of all batches that may be set it is the best for the workload.
         """
         model, dialect = self.model, self.memory.dialect
-        even = self.speed.break_even_tokens(load, offload.threads_batch) if self.request.placement == "auto" else None
+        is_free = self.request.placement in ("auto", "rpc")
+        even = self.speed.break_even_tokens(load, offload.threads_batch) if is_free else None
         if even is None:
             return None, threshold_tokens(model, dialect), ()
         batches = [even]
@@ -339,38 +413,18 @@ class _Planner:
         return batch, threshold, (why,)
 
 
-def _decode_threads(cores: int) -> int:
-    return max(round(cores * DECODE_THREADS_SHARE), 1)
+def _without_lack(make: Callable[[int, int], object], ubatch: int) -> Callable[[int], bool]:
+    """Whether so many layers can go away at this ubatch without overdrawing a device."""
 
-
-def _nearest(model: Model, node: Node, request: Request, constants: Constants) -> Iterator[str]:
-    """Changes of the request that make it fit, each alone; where none does, the smallest settings together."""
-
-    def fits(**changes: Any) -> bool:
+    def fits(count: int) -> bool:
         try:
-            _Planner(model, node, replace(request, **changes), constants).place()
+            make(count, ubatch)
         except Overdrawn:
             return False
         return True
 
-    def largest_context(**changes: Any) -> int:
-        """The largest context that fits, in steps of 1024 tokens; 0 where none does."""
-        low, high = 0, (request.context or model.context_length or 4096) // 1024
-        while low < high:
-            middle = (low + high + 1) // 2
-            low, high = (middle, high) if fits(context=middle * 1024, **changes) else (low, middle - 1)
-        return low * 1024
+    return fits
 
-    if request.placement != "auto" and fits(placement="auto"):
-        yield "placement auto"
-    smaller = [u for u in reversed(UBATCHES) if u < (request.ubatch or BATCH)]
-    if request.ubatch or request.placement != "auto":
-        yield from [f"ubatch {u}" for u in smaller if fits(ubatch=u)][:1]
-    q8 = {"kv_type_k": "q8_0", "kv_type_v": "q8_0"}
-    can_shrink = KV_BYTES[request.kv_type_k] + KV_BYTES[request.kv_type_v] > 2 * KV_BYTES["q8_0"]
-    if can_shrink and fits(**q8):
-        yield "KV type q8_0"
-    if context := largest_context():
-        yield f"context {context}"
-    elif context := largest_context(ubatch=UBATCHES[0], **q8):
-        yield f"ubatch {UBATCHES[0]}, KV type q8_0 and context {context} together"
+
+def _decode_threads(cores: int) -> int:
+    return max(round(cores * DECODE_THREADS_SHARE), 1)

@@ -19,6 +19,7 @@ from moehost.request import Request
 from moehost.settings import Service
 from moehost.settings_tuning import Tuning
 from moehost.speed import PUBLISHED, Constants
+from moehost.worker import Worker
 
 # A card that holds less than this share of its ledger was not used: the engine runs on the CPU.
 FALLBACK_SHARE = 0.5
@@ -77,6 +78,7 @@ def make(
     constants: Constants = PUBLISHED,
     margins_mib: tuple[int, ...] | None = None,
     tuning: Tuning = UNTOLD,
+    workers: tuple[Worker, ...] = (),
 ) -> Plan:
     """Plans a service; the same settings, model and machine always give the same plan.
 
@@ -84,11 +86,12 @@ def make(
     + found: the model's headers
     + margins_mib: what stays free on each card, where an engine's own sizes have corrected the settings'
     + tuning: how the host is tuned
+    + workers: nodes that may hold layers
 
     Raises one of REFUSALS.
     """
     model = Model.from_gguf(found)
-    wish = request(service, dialect, tuning)
+    wish = replace(request(service, dialect, tuning), workers=workers)
     if margins_mib is not None:
         wish = replace(wish, margins_mib=margins_mib)
     placement = place(model, node, wish, constants)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 
 from moehost.settings_engine import Engine
@@ -16,6 +16,8 @@ from moehost.toolchain import AVX512, Cuda, Toolchain
 
 # Programs of a release: the server, and the two that measure.
 TARGETS = ("llama-server", "llama-bench", "llama-sweep-bench")
+# What a node has to hold layers of another node's model.
+RPC_TARGET = "rpc-server"
 
 
 @dataclass(frozen=True)
@@ -41,13 +43,19 @@ class Recipe:
     def release(self) -> str:
         """Name of the release: twelve digits of the commit, and eight of everything else."""
         rest = {key: value for key, value in asdict(self).items() if key != "commit"}
-        digest = hashlib.sha256(json.dumps([rest, TARGETS], sort_keys=True).encode()).hexdigest()
+        digest = hashlib.sha256(json.dumps([rest, targets(self.options)], sort_keys=True).encode()).hexdigest()
         return f"{self.commit[:12]}-{digest[:8]}"
+
+
+def targets(options: Sequence[str]) -> tuple[str, ...]:
+    """The programs that are built with these options of CMake."""
+    return (*TARGETS, *([RPC_TARGET] if "GGML_RPC=ON" in options else []))
 
 
 def make(engine: Engine, chain: Toolchain, cuda: Cuda | None, architectures: tuple[str, ...]) -> Recipe:
     """The recipe for a node."""
-    options = (*_options(chain, cuda, architectures), *engine.cmake_options)
+    rpc = ["GGML_RPC=ON"] if engine.rpc else []
+    options = (*_options(chain, cuda, architectures), *rpc, *engine.cmake_options)
     version = cuda.version if cuda else None
     return Recipe(engine.commit, options, chain.compiler, chain.isa, version, architectures if cuda else ())
 

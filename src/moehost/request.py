@@ -12,6 +12,10 @@ from moehost.ledger import MARGIN_MIB
 from moehost.memory_policy import NumaWish, PagesWish
 from moehost.model import KV_BYTES, Model
 from moehost.rules import Rule
+from moehost.worker import Worker
+
+UBATCHES = (512, 1024, 2048, 4096, 8192)
+BATCH = 2048  # the engines' default; a larger ubatch needs a batch of its size
 
 
 class PlacementError(ValueError):
@@ -27,9 +31,10 @@ class Request:
     + rules, cpu_moe: for `manual`, `REGEX=DEVICE` in order, and whether all other experts stay on the CPU
     + prompt_tokens, answer_tokens: the typical request, whose time `auto` minimises
     + numa, huge_pages: see `memory_policy`
+    + workers: for `rpc`, the nodes that may hold layers
     """
 
-    placement: Literal["auto", "cpu-moe", "tensor-split", "manual"] = "auto"
+    placement: Literal["auto", "cpu-moe", "tensor-split", "manual", "rpc"] = "auto"
     context: int | None = None
     kv_type_k: str = "f16"
     kv_type_v: str = "f16"
@@ -49,6 +54,7 @@ class Request:
     numa: NumaWish = "auto"
     huge_pages: PagesWish = "auto"
     dialect: Dialect = "ik"
+    workers: tuple[Worker, ...] = ()
 
 
 def check(request: Request, model: Model, node: Node) -> None:
@@ -85,8 +91,12 @@ def check(request: Request, model: Model, node: Node) -> None:
             raise PlacementError(f"{key}: placement {owner} needs it; give {form}")
         if given and not wanted:
             raise PlacementError(f"{key}: belongs to placement {owner} and to no other; leave it out")
-    if request.tensor_split and request.placement == "auto":
-        raise PlacementError("tensor_split: placement auto chooses it; leave it out, or take another placement")
+    if request.tensor_split and request.placement in ("auto", "rpc"):
+        raise PlacementError(
+            f"tensor_split: placement {request.placement} chooses it; leave it out, or take another placement"
+        )
+    if request.placement == "rpc":
+        _check_workers(request)
     if request.batch and request.ubatch and request.batch < request.ubatch:
         raise PlacementError(f"ubatch: {request.ubatch} is more than the batch of {request.batch}; raise batch")
     if max(len(request.gpu_experts), len(request.tensor_split)) > len(node.gpus):
@@ -103,3 +113,15 @@ def check(request: Request, model: Model, node: Node) -> None:
         raise PlacementError("mtp: the file has no multi-token-prediction layer; take one that has")
     if request.mtp and request.parallel > 1:
         raise PlacementError(f"mtp: needs parallel 1, not {request.parallel}")
+
+
+def _check_workers(request: Request) -> None:
+    if not request.workers:
+        raise PlacementError("placement: rpc needs workers; name the nodes that may hold layers")
+    for worker in request.workers:
+        if worker.memory == "cards" and not worker.gpus:
+            raise PlacementError(f"rpc: {worker.name} has no card; write memory 'ram' or 'auto'")
+    if request.mtp:
+        raise PlacementError("mtp: is not for placement rpc; leave --spec-type out")
+    if request.huge_pages == "static":
+        raise PlacementError("huge_pages: static pages would hold the layers of other nodes, too; write thp")

@@ -18,6 +18,7 @@ from moehost.settings_access import Firewall, Gateway
 from moehost.settings_engine import Engine
 from moehost.settings_metrics import Metrics, Notify
 from moehost.settings_nvidia import Nvidia
+from moehost.settings_rpc import Rpc
 from moehost.settings_tuning import Tuning
 
 # Keys of an inventory that belong to pyinfra: global arguments and its connectors' data.
@@ -122,10 +123,11 @@ class Service(Settings):
         description="whether the server has the capability SYS_NICE; if not given, in a container; see nvidia.md for "
         "what that buys",
     )
-    placement: Literal["auto", "cpu-moe", "tensor-split", "manual"] = Field(
+    placement: Literal["auto", "cpu-moe", "tensor-split", "manual", "rpc"] = Field(
         "auto",
         description="where the routed experts live: `auto` (the planner fills the cards), `cpu-moe` (all on the "
-        "CPU), `tensor-split` (as `gpu_experts` says), `manual` (as `rules` says); see planning.md",
+        "CPU), `tensor-split` (as `gpu_experts` says), `manual` (as `rules` says), `rpc` (whole layers on other "
+        "nodes, too: rpc.md); see planning.md",
     )
     gpu_experts: list[str] = Field(
         default_factory=list,
@@ -138,6 +140,7 @@ class Service(Settings):
     tensor_split: list[float] = Field(
         default_factory=list, description="shares of the cards in the layers, not with `auto`, which chooses them"
     )
+    rpc: Rpc | None = Field(None, description="for `rpc`: the nodes that hold layers, and the network to them")
     workload: Workload = Field(default_factory=lambda: Workload.model_validate({}))
     daily_use: DailyUse = Field(default_factory=lambda: DailyUse.model_validate({}))
     context: int | None = Field(
@@ -211,6 +214,16 @@ class Service(Settings):
             raise ValueError(
                 f"context {self.context} shared by {self.parallel} slots leaves {each} tokens each, "
                 f"less than {SLOT_TOKENS}; raise context or lower parallel"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _workers_have_a_placement(self) -> Service:
+        if (self.placement == "rpc") != (self.rpc is not None):
+            raise ValueError("placement 'rpc' and the setting rpc belong together; write both or none")
+        if self.rpc and self.runtime != "native":
+            raise ValueError(
+                "placement 'rpc' is for runtime 'native': a container's network has addresses of its own"
             )
         return self
 
@@ -316,6 +329,18 @@ class Node(Settings):
         return self
 
     @model_validator(mode="after")
+    def _workers_are_guarded(self) -> Node:
+        for index, service in enumerate(self.services):
+            if service.rpc and self.firewall.policy == "off":
+                raise ValueError(
+                    f"services[{index}].rpc: a worker must be reached by this node alone, and firewall.policy is "
+                    "'off'; write 'services' or 'closed'"
+                )
+            if service.rpc and not self.engine.rpc:
+                raise ValueError(f"services[{index}].rpc: the engine has no RPC; write engine: {{'rpc': True}}")
+        return self
+
+    @model_validator(mode="after")
     def _ports_do_not_collide(self) -> Node:
         taken = {service.port: f"services[{index}].port" for index, service in enumerate(self.services)}
         others = {"gateway.port": self.gateway.port} if self.gateway else {}
@@ -339,6 +364,16 @@ class Node(Settings):
                     "itself; choose another name"
                 )
         return self
+
+    @property
+    def ports(self) -> set[int]:
+        """TCP ports that moehost's own programs listen on."""
+        found = {service.port for service in self.services}
+        if self.gateway:
+            found.add(self.gateway.port)
+        if self.metrics:
+            found |= {self.metrics.port, self.metrics.prometheus_port}
+        return found
 
     @property
     def has_containers(self) -> bool:

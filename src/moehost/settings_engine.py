@@ -83,7 +83,12 @@ class Engine(Settings):
         None, description="fingerprint of that repository's key, if it is another one than NVIDIA's"
     )
     cmake_options: list[CmakeOption] = Field(
-        default_factory=list, description="for `git`: options that are added last, e.g. `GGML_RPC=ON`"
+        default_factory=list, description="for `git`: options that are added last, e.g. `GGML_CUDA_F16=ON`"
+    )
+    rpc: bool = Field(
+        False,
+        description="whether the engine can share a model with other nodes (rpc.md), and has the program for that; "
+        "both nodes need it, of the same engine",
     )
     image: Image | None = Field(None, description="for `git`: also make a container image")
     keep_releases: int = Field(3, ge=2, le=99, description="how many releases stay on the node")

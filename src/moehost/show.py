@@ -83,9 +83,11 @@ def comparison(plans: Mapping[str, Plan]) -> None:
     for tokens in made[0].prompt_tok_s:
         table.add_row(f"prompt of {tokens}, tok/s", *(f"{p.prompt_tok_s[tokens]:.0f}" for p in made))
     table.add_row("ubatch", *(str(p.offload.ubatch) for p in made))
-    for index, row in enumerate(made[0].rows):
-        table.add_row(f"{row.device}: layers of experts", *(str(len(p.experts.get(row.device, ()))) for p in made))
-        table.add_row(f"{row.device}: free, GiB", *(f"{p.rows[index].free_mib / GIB_MIB:.1f}" for p in made))
+    by_device = [{row.device: row for row in p.rows} for p in made]
+    for device in max(by_device, key=len):
+        table.add_row(f"{device}: layers of experts", *(str(len(p.experts.get(device, ()))) for p in made))
+        free = (f"{rows[device].free_mib / GIB_MIB:.1f}" if device in rows else "" for rows in by_device)
+        table.add_row(f"{device}: free, GiB", *free)
     Console(highlight=False).print(table)
 
 

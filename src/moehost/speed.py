@@ -16,79 +16,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from moehost.hardware import Node
-from moehost.model import Model
+from moehost.model import Layer, Model
+from moehost.speed_constants import PUBLISHED as PUBLISHED
+from moehost.speed_constants import Constants as Constants
+from moehost.worker import SHORT_CONTEXT, Device, RemoteLoad
 
 # Tokens per expert from which ik_llama.cpp (`offload-batch-size`) and tokens per chunk from which llama.cpp
 # (GGML_OP_OFFLOAD_MIN_BATCH) carry weights to the GPU, unless told otherwise.
 DEFAULT_OFFLOAD_BATCH = 32
 MOST_TOKENS = 1 << 20
-
-
-@dataclass(frozen=True, slots=True)
-class Constants:
-    """What a machine of this class really does, as shares of what its parts nominally do.
-
-    + cpu_share, gpu_share: share of the nominal memory bandwidth that decode reaches
-    + cpu_layer_s, gpu_layer_s: cost of one layer of routed experts beside its bytes: `a` and `g` above
-    + attention_s, recurrent_s: overhead of one layer whose dense part is on a GPU
-    + cpu_only_layer_s: the same where there is no GPU
-    + prompt_cpu_share: share of the memory bandwidth at which a chunk goes once through all experts on the CPU
-    + core_flop_s: what one physical core computes of a prompt
-    + gpu_flop_per_byte: what a GPU computes of a prompt, by its memory bandwidth
-    + prompt_cpu_factor, prompt_gpu_factor: measured time over predicted time, 1 unless calibrated
-    + saving_low, saving_high: how far a layer's saving by moving to a GPU may be from the prediction
-    + spread: relative half-width of a prediction at least; 0 lets it follow from how alike the machine is
-    + source: where they come from
-    """
-
-    cpu_share: float
-    gpu_share: float
-    cpu_layer_s: float
-    gpu_layer_s: float
-    attention_s: float
-    recurrent_s: float
-    cpu_only_layer_s: float
-    prompt_cpu_share: float
-    core_flop_s: float
-    gpu_flop_per_byte: float
-    prompt_cpu_factor: float
-    prompt_gpu_factor: float
-    saving_low: float
-    saving_high: float
-    spread: float
-    source: str
-
-
-# Fitted by least squares or by hand to runs that others have published, all of ik_llama.cpp on an EPYC 9175F
-# (12 x DDR5-6400, 614.4 GB/s) with RTX PRO 6000 cards (1792 GB/s), unless another machine is named:
-# - 360 of 614.4 GB/s and 90 us per layer: GLM-5.1 IQ3_KS with 0, 14 and 22 of 75 layers moved (0.20 and 0.32 ms a
-#   layer) and GLM-4.7-Flash IQ5_K hybrid against full GPU (0.107 ms a layer). Qwen3.5-397B Q6_K on an EPYC 7713 with
-#   DDR4-2933 fits 68 to 84 % of its nominal bandwidth.
-# - 1200 of 1792 GB/s and 40 us per layer: device copies of 1375 to 1490 GB/s, less what kernels lose.
-# - 0.12 ms for an attention layer: what GLM-5.1 (53.09 ms a token) and GLM-4.7-Flash (10.06 ms) leave unexplained.
-# - 0.386 ms for a recurrent layer: makes Qwen3.5-397B IQ4_NL with all experts on the CPU the measured 22.5 tok/s. The
-#   engine of that run is older than the fused delta net; 0.1 to 0.26 ms are plausible today.
-# - 0.6 ms a layer without a GPU: Kimi-K2.5 Q4_K_S 10 to 13 tok/s, GLM-4.7-Flash 20.2 tok/s.
-# - prompts: 550, 1124 and 1125 tokens took 2.34 s + 4.24 ms a token on 16 cores; full chunks of 2048 took 4.83 and
-#   5.03 s, of which 217.4 GB over PCIe at 52 GB/s are 4.18 s.
-PUBLISHED = Constants(
-    cpu_share=360 / 614.4,
-    gpu_share=1200 / 1792,
-    cpu_layer_s=90e-6,
-    gpu_layer_s=40e-6,
-    attention_s=0.12e-3,
-    recurrent_s=0.386e-3,
-    cpu_only_layer_s=0.6e-3,
-    prompt_cpu_share=94.1 / 614.4,
-    core_flop_s=234e9,
-    gpu_flop_per_byte=53.0,
-    prompt_cpu_factor=1.0,
-    prompt_gpu_factor=1.0,
-    saving_low=0.65,
-    saving_high=1.15,
-    spread=0.0,
-    source="published runs of Qwen3.5-397B, GLM-5.1 and GLM-4.7-Flash on an EPYC 9175F with RTX PRO 6000",
-)
+# Half-width of a prediction with workers at least, relative: no run of a large model over nodes went into it.
+REMOTE_SPREAD = 0.35
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,14 +59,27 @@ class Load:
     recurrent_layers: int
     expert_count: int
     experts_used: int
+    remotes: tuple[RemoteLoad, ...] = ()
 
     @classmethod
-    def of(cls, model: Model, gpus: int, layer_devices: Sequence[str], experts: Mapping[int, str]) -> Load:
-        """The load of a placement on a machine with this many GPUs.
+    def of(
+        cls,
+        model: Model,
+        gpus: int,
+        layer_devices: Sequence[str],
+        experts: Mapping[int, str],
+        remotes: Sequence[Device] = (),
+    ) -> Load:
+        """The load of a placement on a machine with this many GPUs, and on devices of workers.
 
         `layer_devices` names the device of each layer and, last, of the output layer, `experts` that of each layer
         that has routed ones. Layers of multi-token prediction are left out.
         """
+        away: dict[str, list[Layer]] = {device.name: [] for device in remotes}
+        for layer in model.main_layers:
+            if layer_devices[layer.index] in away:
+                away[layer_devices[layer.index]].append(layer)
+        here = [layer for layer in model.main_layers if layer_devices[layer.index] not in away]
         dense = {device: [0.0, 0.0] for device in layer_devices}
         dense[layer_devices[-1]][0] += model.output_bytes
         moved = {device: [0.0, 0.0, 0] for device in experts.values()}
@@ -145,7 +96,7 @@ class Load:
             (dense_bytes, elements), (bytes_, routed, count) = dense.get(device, (0, 0)), moved.get(device, (0, 0, 0))
             loads.append(GpuLoad(dense_bytes, bytes_, int(count), elements + routed))
         on_cpu = moved.get("CPU", [0.0, 0.0, 0])
-        recurrent = sum(1 for layer in model.main_layers if layer.state_bytes)
+        recurrent = sum(1 for layer in here if layer.state_bytes)
         return cls(
             gpus=tuple(loads),
             cpu_dense_bytes=dense.get("CPU", (0.0, 0.0))[0],
@@ -156,11 +107,32 @@ class Load:
             cpu_experts_total_bytes=sum(
                 model.layers[i].routed_bytes for i, where in experts.items() if where == "CPU"
             ),
-            attention_layers=len(model.main_layers) - recurrent,
+            attention_layers=len(here) - recurrent,
             recurrent_layers=recurrent,
             expert_count=model.expert_count,
             experts_used=model.experts_used,
+            remotes=tuple(_remote(model, device, away[device.name]) for device in remotes if away[device.name]),
         )
+
+
+def _remote(model: Model, device: Device, layers: Sequence[Layer]) -> RemoteLoad:
+    """What these layers ask of the device that holds them whole."""
+    routed = sum(layer.routed_bytes for layer in layers)
+    elements = sum(layer.dense_elements + layer.routed_elements * model.active_share for layer in layers)
+    recurrent = sum(1 for layer in layers if layer.state_bytes)
+    return RemoteLoad(
+        device=device,
+        dense_bytes=sum(layer.resident_bytes for layer in layers),
+        expert_bytes=routed * model.active_share,
+        experts_total_bytes=routed,
+        elements=elements,
+        attention_layers=len(layers) - recurrent,
+        recurrent_layers=recurrent,
+        expert_layers=sum(1 for layer in layers if layer.routed_bytes),
+        state_bytes=sum(layer.state_bytes for layer in layers),
+        expert_share=model.active_share,
+        hidden=model.hidden,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,7 +178,12 @@ class Speed:
         experts = self.read_s(load) + load.cpu_expert_layers * self.constants.cpu_layer_s
         for index, gpu in enumerate(load.gpus):
             experts += gpu.expert_bytes / self._gpu_bytes_s(index) + gpu.expert_layers * self.constants.gpu_layer_s
-        return experts + self._dense_s(load) + self.overhead_s(load)
+        remote_s = sum(each.decode_s(self.constants) for each in load.remotes)
+        return experts + self._dense_s(load) + self.overhead_s(load) + remote_s + self.link_s(load)
+
+    def link_s(self, load: Load) -> float:
+        """What a token costs on the way to workers and back."""
+        return sum(each.link_s(1, SHORT_CONTEXT) for each in load.remotes)
 
     def read_s(self, load: Load) -> float:
         """What a token costs in bytes that come from RAM."""
@@ -215,15 +192,18 @@ class Speed:
     def decode(self, load: Load, spread: float) -> Range:
         """Predicted decode rate.
 
-        The range holds what moving the resident layers may save less or more than expected, and is at least
-        `spread` wide to either side, relative to the expected rate.
+        The range holds what moving the resident layers may save less or more than expected, links that take twice
+        or half their time, and is at least `spread` wide to either side, relative to the expected rate; wider with
+        workers.
         """
+        if load.remotes:
+            spread = max(spread, REMOTE_SPREAD)
         expected_s = self.decode_s(load)
         saved_s = sum(
             self.saving_s(index, gpu.expert_bytes, gpu.expert_layers) for index, gpu in enumerate(load.gpus)
         )
-        slow_s = expected_s + saved_s * (1 - self.constants.saving_low)
-        fast_s = expected_s - saved_s * (self.constants.saving_high - 1)
+        slow_s = expected_s + saved_s * (1 - self.constants.saving_low) + self.link_s(load)
+        fast_s = expected_s - saved_s * (self.constants.saving_high - 1) - self.link_s(load) / 2
         slow_s, fast_s = sorted((slow_s, fast_s), reverse=True)
         return Range(
             low=min(1 / slow_s, (1 - spread) / expected_s),
@@ -253,7 +233,8 @@ class Speed:
         """Expected time of a prompt in seconds, nothing of it cached."""
         full, rest = divmod(tokens, prompts.ubatch)
         rest_s = self._chunk_s(load, rest, prompts) if rest else 0.0
-        return full * self._chunk_s(load, prompts.ubatch, prompts) + rest_s
+        link_s = sum(each.prompt_link_s(tokens, prompts.ubatch) for each in load.remotes)
+        return full * self._chunk_s(load, prompts.ubatch, prompts) + rest_s + link_s
 
     def answer_s(self, load: Load, workload: Workload, prompts: Prompts) -> float:
         """Expected time of a request in seconds; a sum over everything in the load, where the threshold is given."""
@@ -279,7 +260,8 @@ class Speed:
     def _chunk_s(self, load: Load, tokens: int, prompts: Prompts) -> float:
         factor = self.constants.prompt_gpu_factor
         on_gpu = sum(2 * gpu.elements / self._gpu_flop_s(index) for index, gpu in enumerate(load.gpus)) * factor
-        base_s = self._dense_s(load) + self.overhead_s(load) + tokens * on_gpu
+        remote_s = sum(each.chunk_s(self.constants, tokens) for each in load.remotes)
+        base_s = self._dense_s(load) + self.overhead_s(load) + tokens * on_gpu + remote_s
         if load.gpus and tokens >= prompts.threshold:
             carried_s = load.cpu_experts_total_bytes / (self.node.gpus[0].pcie_gb_s * 1e9)
             computed_s = tokens * 2 * load.cpu_expert_elements / self._gpu_flop_s(0)

@@ -16,9 +16,9 @@ from typing import Any
 
 from moehost import calibration, dry_run
 from moehost.calibration import CalibrationError, Point
-from moehost.placement import UBATCHES
 from moehost.plan import REFUSALS, Plan
 from moehost.probes import LEAST_FREE_GAIN, LEAST_GAIN, Kind, Measured, Outcome, Probe, TuneError, gain
+from moehost.request import UBATCHES
 from moehost.space import Choice, Space
 from moehost.speed import PUBLISHED, Constants
 

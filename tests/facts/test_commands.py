@@ -6,6 +6,7 @@ The node is a folder; what it has of systemd, apt and dpkg are stand-ins that pr
 import hashlib
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -21,9 +22,10 @@ from roles.facts import DpkgAudit, FileStates, Machine, MissingPackages, OsRelea
 from roles.firewall.facts import Access, Filter
 from roles.fleet.facts import Serving
 from roles.host_tuning.facts import Topology
-from roles.ik_llama.facts import Build, Images, Mirrors, PackageCandidates, PackagedEngine, Releases
+from roles.ik_llama.facts import Build, Images, Mirrors, PackageCandidates, PackagedEngine, PackagedWorker, Releases
 from roles.llama_server.facts import ArgumentsProbe, EngineContract, Inputs, InstalledServices, ServiceState
 from roles.models.facts import Fetch, StoredModel, Strangers
+from roles.rpc_worker.facts import Answering, Connected, InstalledWorkers, Waiting, Worker
 
 # Folders of the node that the facts name, which lie below the test's folder.
 PREFIXES = [
@@ -32,6 +34,7 @@ PREFIXES = [
     "/etc/systemd/system",
     "/etc/containers/systemd",
     "/usr/bin/llama-server",
+    "/usr/libexec",
     "/etc/os-release",
     "/etc/apt/sources.list",
 ]
@@ -600,3 +603,48 @@ def test_services_are_asked_at_their_own_addresses_and_cards_by_their_own_check(
 def test_a_node_without_systemd_has_no_services(node):
     node.program("systemctl", "exit 1")
     assert node.ask(Serving) == {"answers": "", "cards": ""}
+
+
+class TestWorkers:
+    """Layers of other nodes' models."""
+
+    def test_a_node_without_an_engine_has_nothing_to_hold_them_with(self, node):
+        there = node.ask(Worker)
+        assert (there["release"], there["build"], there["program"]) == ("", "", "")
+        assert "127.0.0.1" in there["addresses"].split()
+        assert node.ask(InstalledWorkers) == []
+
+    def test_the_release_that_is_next_counts(self, node):
+        node.write("/opt/moehost/engine/releases/a-1/build.json", '{"dialect": "ik"}')
+        node.write("/opt/moehost/engine/releases/a-1/bin/rpc-server", mode=0o755)
+        (node.folder / "opt/moehost/engine/next").symlink_to("releases/a-1")
+        node.write("/etc/systemd/system/moehost-rpc-qwen.service")
+        there = node.ask(Worker)
+        assert (there["release"], from_json(there["build"])) == ("a-1\n", {"dialect": "ik"})
+        assert there["program"].endswith("/next/bin/rpc-server\n")
+        assert node.ask(InstalledWorkers) == ["moehost-rpc-qwen.service"]
+
+    @pytest.mark.parametrize("has_backend", [True, False])
+    def test_packages_need_program_and_backend(self, node, has_backend):
+        path = node.write("/usr/libexec/x86_64-linux-gnu/llama/bin/ggml-rpc-server", mode=0o755)
+        node.program("dpkg-query", "printf 0.27.0-1" if has_backend else "exit 1")
+        expected = {"rpc_server": path, "backend": "0.27.0-1"} if has_backend else {}
+        assert node.ask(PackagedWorker) == expected
+
+    def test_who_answers_and_who_waits(self, node):
+        with socket.create_server(("127.0.0.1", 0), backlog=4) as server:
+            port = server.getsockname()[1]
+            there = f"127.0.0.1:{port}"
+            assert node.ask(Waiting, port=port) == 0
+            assert node.ask(Answering, endpoints=["127.0.0.1:1", there]) == [there]
+            # Nobody has accepted that one.
+            assert node.ask(Waiting, port=port) == 1
+
+    def test_a_connection_that_the_other_side_has_closed_is_none(self, node):
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            there = f"127.0.0.1:{server.getsockname()[1]}"
+            with socket.create_connection(server.getsockname()):
+                accepted, _ = server.accept()
+                assert node.ask(Connected, endpoints=["127.0.0.1:1", there]) == [there]
+                accepted.close()
+                assert node.ask(Connected, endpoints=[there]) == []

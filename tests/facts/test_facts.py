@@ -69,6 +69,10 @@ OF_A_STACK = [
     *("os_release", "kernel", "words", "packages", "driver", "release", "build", "programs"),
     *("images", "models", "files"),
 ]
+OF_A_WORKER = [
+    *("release", "build", "program", "addresses"),
+    *("lscpu", "meminfo", "nvidia_smi", "has_memory", "l3_ids", "measured"),
+]
 # What a fact says of a node that prints nothing, which is what a plan of a fresh node is made from.
 OF_NOTHING = {
     "base.facts.Directories": {},
@@ -95,6 +99,7 @@ OF_NOTHING = {
     "ik_llama.facts.Mirrors": [],
     "ik_llama.facts.PackageCandidates": {},
     "ik_llama.facts.PackagedEngine": {},
+    "ik_llama.facts.PackagedWorker": {},
     "ik_llama.facts.Releases": {"current": "", "next": "", "previous": "", "releases": [], "leftovers": []},
     "ik_llama.facts.Toolchain": dict.fromkeys(
         ["compiler", "missing", "nvcc", "cards", "pci", "cpu_flags", "cores", "available_kib"], ""
@@ -112,6 +117,11 @@ OF_NOTHING = {
     "llama_server.facts.Switch": {},
     "llama_server.facts.UsableKeys": 0,
     "llama_server.facts.VramUsed": [],
+    "rpc_worker.facts.Answering": [],
+    "rpc_worker.facts.Connected": [],
+    "rpc_worker.facts.InstalledWorkers": [],
+    "rpc_worker.facts.Waiting": 0,
+    "rpc_worker.facts.Worker": dict.fromkeys(OF_A_WORKER, ""),
     "lock.facts.Stack": dict.fromkeys(OF_A_STACK, ""),
     "models.facts.Catalogue": [],
     "metrics.facts.Watch": dict.fromkeys(

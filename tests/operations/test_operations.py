@@ -35,6 +35,8 @@ PLAIN = {
     "metrics.operations.installed": "test_metrics.py",
     "metrics.operations.watched": "test_metrics.py",
     "metrics.operations.unwatched": "test_metrics.py",
+    "rpc_worker.operations.gone": "test_rpc_worker.py",
+    "rpc_worker.operations.working": "test_rpc_worker.py",
     "notify.operations.silent": "test_metrics.py",
     "fleet.operations.looked": "test_looked.py",
     "notify.operations.told": "test_metrics.py",

@@ -16,6 +16,7 @@ from roles.metrics import wanted as metrics
 from roles.models import verification
 from roles.operations import render
 from tests.unit.test_unit import UNITS as SERVERS
+from tests.unit.test_unit import WORKERS
 
 # Why a check stays open, where nothing else is said of a unit.
 REASONS = {
@@ -77,6 +78,13 @@ def reasons(*checks: str) -> dict[str, str]:
 FETCH, BUILD = "roles/models/operations.py", "roles/ik_llama/build.py"
 SERVER = "llama_server/llama-server.service.j2"
 SERVER_OPEN = reasons(*ALL, *LOOPBACK, UNIX, "ProcSubset=", "SystemCallFilter=~@resources")
+WORKER = "rpc_worker/moehost-rpc.service.j2"
+WORKER_OPEN = {
+    **SERVER_OPEN,
+    "RestrictAddressFamilies=~AF_(INET|INET6)": "its main node talks to it, by IPv4",
+    "PrivateNetwork=": "its main node talks to it",
+    "IPAddressDeny=": "its main node's address is allowed, and no other",
+}
 TUNE_OPEN = {
     **SERVER_OPEN,
     **reasons(*ROOT),
@@ -183,6 +191,10 @@ UNITS = {
         1.2,
         {**SERVER_OPEN, "IPAddressDeny=": "others may ask it; it may bind its port and no other"},
         1.5,
+    ),
+    "moehost-rpc-NAME": Unit(WORKER, WORKERS["worker"], "moehost", 1.1, WORKER_OPEN, 1.5),
+    "moehost-rpc-NAME with cards": Unit(
+        WORKER, WORKERS["worker-cards"], "moehost", 1.3, {**WORKER_OPEN, **CARDS}, 1.5
     ),
     "moehost-fetch-NAME from a hub or by https": Unit(
         FETCH,

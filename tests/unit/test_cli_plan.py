@@ -183,3 +183,60 @@ def test_measurements_replace_published_constants(folder: Path, tmp_path: Path) 
 )
 def test_help_has_an_example(command: list[str]) -> None:
     assert "Example:" in CliRunner().invoke(main, [*command, "--help"]).stdout
+
+
+@pytest.fixture(scope="module")
+def small(folder: Path) -> Path:
+    """A machine that holds half of the model."""
+    path = folder / "small.json"
+    path.write_text(json.dumps(epyc_9175f(1, 131072).to_json()))
+    return path
+
+
+class TestWorkers:
+    """Nodes that may hold layers, at a desk."""
+
+    def test_the_ledger_has_the_workers_devices(self, folder: Path, small: Path) -> None:
+        made = planned(folder, "--placement", "rpc", "--rpc", str(folder / "node2.json"), node=small.name)
+        assert [row["device"] for row in made["ledger"]] == ["CUDA0", "RPC0", "RPC1", "CPU"]
+        assert made["argv"][made["argv"].index("--rpc") + 1] == "10.0.0.2:50052"
+        assert made["experts"]["RPC0"]
+
+    def test_auto_says_that_workers_would_do(self, folder: Path, small: Path) -> None:
+        result = plan(folder, "--rpc", str(folder / "node1.json"), node=small.name)
+        assert (result.exit_code, result.stdout) == (3, "")
+        assert "it fits with placement rpc" in result.stderr
+
+    def test_both_side_by_side(self, folder: Path) -> None:
+        words = ("--compare", "auto,rpc", "--rpc", str(folder / "node0.json"), "--link", "1GbE")
+        made = planned(folder, *words)
+        assert set(made) == {"auto", "rpc"}
+        assert made["rpc"]["prediction"]["decode_tok_s"] < made["auto"]["prediction"]["decode_tok_s"]
+        assert any("take placement auto" in each for each in made["rpc"]["warnings"])
+        shown = plan(folder, *words)
+        assert "RPC0: layers of experts" in shown.stdout
+
+    def test_a_measured_link_counts(self, folder: Path) -> None:
+        words = ("--placement", "rpc", "--rpc", str(folder / "node0.json"), "--ubatch", "2048")
+        fast, slow = (
+            planned(folder, *words, "--link-gb-s", "2.5", "--latency-us", latency)["prediction"]["decode_tok_s"]
+            for latency in ("50", "20000")
+        )
+        assert slow < fast
+
+    @pytest.mark.parametrize(
+        ("words", "said"),
+        [
+            (["--placement", "rpc"], "--placement rpc needs workers; name them with --rpc"),
+            (["--rpc", "nowhere.json"], "nowhere.json"),
+            (["--placement", "rpc", "--rpc", "node0.json", "--worker-memory", "cards"], "rpc: node0 has no card"),
+            (["--placement", "rpc", "--rpc", "node0.json", "--rpc", "node0.json"], "a host is named twice"),
+            (["--placement", "rpc", "--rpc", "node0.json", "--latency-us", "-1"], "--rpc: latency_us: -1.0"),
+            (["--placement", "rpc", "--rpc", "node0.json", "--verify", "@epyc"], "--verify: needs the workers"),
+        ],
+    )
+    def test_a_mistake_is_one_line(self, folder: Path, words: list[str], said: str) -> None:
+        result = plan(folder, *(str(folder / word) if word.startswith("node") else word for word in words))
+        assert result.exit_code == 2
+        (line,) = result.stderr.splitlines()
+        assert said in line

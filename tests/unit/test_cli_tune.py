@@ -10,6 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from moehost import cli_tune, terminal
+from tests.unit.shared import rpc
 
 
 def service(name: str, **more: Any) -> dict[str, Any]:
@@ -23,6 +24,7 @@ HOSTS = {
     "none": {},
     "wrong": {"services": 7},
     "boxed": {"engine": {"image": {}}, "services": [service("a", runtime="container")]},
+    "shared": {"engine": {"rpc": True}, "services": [service("a", placement="rpc", rpc=rpc("one"))]},
 }
 
 
@@ -36,11 +38,12 @@ def inventory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     ("arguments", "line"),
     [
         (["one"], "one: write the host as @one"),
-        (["@three"], "@three: is no host of inventory; it has one, two, none, wrong, boxed"),
+        (["@three"], "@three: is no host of inventory; it has one, two, none, wrong, boxed, shared"),
         (["@none"], "@none: has no service; write one into the inventory, see docs/settings.md"),
         (["@two"], "--service: @two has a, bb; name one of them"),
         (["@two", "--service", "c"], "--service: @two has no 'c'; it has a, bb"),
         (["@boxed"], "--service: a runs in a container, and only native services can be tuned"),
+        (["@shared"], "--service: a has layers on other nodes"),
         (["@one", "--only", "threads,ub"], "--only: 'ub' is not one of placement, threads, ubatch, "),
         (["@one", "--kv-types", "q3"], "--kv-types: 'q3' is not one of f16, bf16, q8_0"),
         (["@wrong"], "@wrong: services: "),

@@ -16,6 +16,15 @@ SERVICE = {"name": "tiny", "model": {"name": "m", "source": "file:///srv/m.gguf"
 PACKAGED = {"engine": {"source": "package"}}
 OTHER = {"name": "other", "port": 8081, "model": {"name": "n", "source": "file:///srv/n.gguf"}}
 
+SHARING = {"engine": {"source": "package", "rpc": True}}
+RPC = {
+    "network": "10.0.0.0/24",
+    "address": "10.0.0.1",
+    "workers": [{"host": "@fake/worker", "address": "10.0.0.2"}],
+}
+SHARED = {**SERVICE, "placement": "rpc", "rpc": RPC, "context": 8192}
+NOWHERE = {**RPC, "workers": [{"host": "@fake/nobody", "address": "10.0.0.3"}]}
+
 # What a fresh Debian says; to any other question a simulated node answers nothing and succeeds.
 TRIXIE = {
     "for package in aria2": ["aria2", "ca-certificates", "curl", "iproute2", "procps", "python3"],
@@ -29,6 +38,14 @@ BOOKWORM = TRIXIE | {
 WITH_ENGINE = {
     "path=$(readlink": ["package=1", "path=/usr/bin/llama-server", f"sha256={'0' * 64}", "version=1"],
     "basename": "current=",
+}
+WITH_RPC = {
+    "libggml0-backend-rpc 2>": ["rpc_server=/usr/libexec/x/llama/bin/ggml-rpc-server", "backend=1"],
+    "=== release": [
+        *("=== release", "1-1", "=== build", '{"dialect": "llama.cpp"}', "=== program", "/x/bin/rpc-server"),
+        *("=== addresses", "10.0.0.2"),
+        *(line for key, text in planned_node.machine().items() for line in [f"=== {key}", *text.splitlines()]),
+    ],
 }
 WITHOUT_PACKAGE = (
     "engine.source: 'package' needs llama.cpp-tools, which Debian GNU/Linux 12 (bookworm) does not have; "
@@ -119,6 +136,9 @@ def plan(tmp_path_factory, notes):
         "tokenless": {"hf_token_file": "/nonexistent/token"},
         "gated": {**PACKAGED, "services": [SERVICE], "gateway": {"host": "llm.home.arpa"}},
         "keyless": {"services": [{**SERVICE, "api_keys_file": "/nonexistent/keys"}]},
+        "main": {**SHARING, "services": [{**SERVICE, "placement": "rpc", "rpc": RPC}]},
+        "worker": {**SHARING, "fake_responses": WITH_RPC | WITH_ENGINE},
+        "alone": {**SHARING, "services": [{**SERVICE, "placement": "rpc", "rpc": NOWHERE}]},
     }
     return Run(tmp_path_factory.mktemp("plan"), nodes, "--dry", "-vvv", deploy=spy)
 
@@ -150,6 +170,18 @@ class TestPlan:
             "Configure it",
             "Run it, until it answers",
         ]
+
+    def test_nodes_that_share_a_model(self, plan):
+        assert not [line for node in ("main", "worker") for line in plan.said_of(node) if "will fail" in line]
+        wanted = [name for name in plan.changes("worker") if name.startswith("Worker")]
+        assert wanted == [
+            "Worker | Guard the workers",
+            "Worker | Install the program of a start",
+            "Worker | Hold layers of tiny for @fake/main",
+        ]
+        names = [each["name"] for each in json.loads(plan.data)["plan"]]
+        assert names.index(wanted[-1]) < names.index("Service | Run tiny, warm")
+        assert not [name for name in plan.changes("fresh") if name.startswith("Worker")]
 
     def test_models_and_services_of_a_node_come_in_order(self, plan):
         names = " ".join(plan.changes("two"))
@@ -195,6 +227,12 @@ class TestPlan:
                 ["hf_token_file: /nonexistent/token is not a file on this computer; make it or correct the path"],
             ),
             (
+                "alone",
+                [
+                    "services[0].rpc.workers[0].host: @fake/nobody is no host of the inventory with right settings",
+                ],
+            ),
+            (
                 "keyless",
                 [
                     "services[0].api_keys_file: /nonexistent/keys is not a file on this computer; "
@@ -210,6 +248,38 @@ class TestPlan:
         # Nothing has been asked of it, while others were.
         assert not [line for line in plan.said_of(node) if line.startswith(">>>")]
         assert [line for line in plan.said_of("fresh") if line.startswith(">>>")]
+
+
+class TestShared:
+    """A main node that is ready, and what its worker says of itself in the same plan."""
+
+    HELP = planned_node.CONTRACT["help"] + "\n--rpc SERVERS                           comma-separated list\n"
+    # Its own packages are there; the worker's fact comes before what has a part of its command.
+    ANSWERS = WITH_RPC | WITH_ENGINE | planned_node.responses() | {
+        "llama-server --help": "\n===\n".join((planned_node.CONTRACT | {"help": HELP}).values())
+    }  # fmt: skip
+
+    def plan(self, folder, build='{"dialect": "llama.cpp"}', limit=()):
+        worker = [build if line.startswith("{") and "dialect" in line else line for line in WITH_RPC["=== release"]]
+        nodes = {
+            "main": {**SHARING, "fake_responses": self.ANSWERS, "services": [SHARED]},
+            "worker": {**SHARING, "fake_responses": {**WITH_RPC, "=== release": worker} | WITH_ENGINE},
+        }
+        return Run(folder, nodes, "--dry", *limit)
+
+    @pytest.mark.parametrize("limit", [(), ("--limit", "@fake/main")])
+    def test_the_worker_is_asked_whatever_the_deploy_is_limited_to(self, tmp_path, limit):
+        run = self.plan(tmp_path, limit=limit)
+        assert not [line for line in run.said_of("main") if "will fail" in line]
+        assert "Service | Run tiny, warm" in run.changes("main")
+        assert bool(run.changes("worker")) is not bool(limit)
+
+    def test_another_engine_there_is_announced(self, tmp_path):
+        run = self.plan(tmp_path, build='{"dialect": "llama.cpp", "commit": "9"}')
+        assert (
+            "will fail: services[0]: rpc.workers[0]: @fake/worker has the engine ik_llama.cpp 9, this node "
+            "ik_llama.cpp None; deploy both with the same one"
+        ) in run.said_of("main")
 
 
 def test_a_plan_without_a_mistake_exits_well(tmp_path):

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from moehost import firewall, settings
+from moehost.sharing import NOBODY, Peers
 from roles.firewall.facts import RULES
 from roles.operations import render
 
@@ -34,8 +35,8 @@ def node(policy: str = "services", **more: Any) -> settings.Node:
     return settings.read({"services": [LOOPBACK], "firewall": wish, **more})
 
 
-def rules(described: settings.Node, seen: firewall.Seen = SEEN) -> str:
-    return render("firewall/rules.nft.j2", **firewall.values(described, seen))
+def rules(described: settings.Node, seen: firewall.Seen = SEEN, peers: Peers = NOBODY) -> str:
+    return render("firewall/rules.nft.j2", **firewall.values(described, seen, peers))
 
 
 CONTAINER = {**OPEN, "runtime": "container"}
@@ -53,6 +54,8 @@ FILES = {
     ),
     "closed-to-all-but-ssh.nft": rules(node("closed", services=[]), firewall.Seen({}, (22,), None)),
     "open-to-all.nft": rules(node(services=[OPEN], firewall={"allow_from": ["0.0.0.0/0", "::/0", "10.0.0.0/8"]})),
+    "worker.nft": rules(node(services=[]), peers=Peers(doors=((50052, "10.0.0.1"), (50053, "10.0.0.9")))),
+    "main-of-workers.nft": rules(node("closed"), peers=Peers(calls=(("10.0.0.2", 50052), ("10.0.0.3", 50052)))),
     "open-to-nobody.nft": rules(node(services=[OPEN], firewall={"allow_from": []})),
 }
 
@@ -122,6 +125,17 @@ class TestRules:
         assert drops == ["tcp dport { 8081 } counter drop"]
         assert "policy accept" in text
         assert "policy drop" not in text
+
+    def test_a_worker_is_reached_by_its_main_node_alone(self) -> None:
+        text = rules(node(services=[]), peers=Peers(doors=((50052, "10.0.0.1"),)))
+        gets_in = text.index("ip saddr { 10.0.0.1/32 } tcp dport { 50052 } accept")
+        assert gets_in < text.index("tcp dport { 50052 } counter drop")
+        assert firewall.is_needed(node(services=[]), Peers(doors=((50052, "10.0.0.1"),)))
+
+    def test_a_server_calls_its_workers_and_nobody_else(self) -> None:
+        text = rules(node(services=[OPEN]), peers=Peers(calls=(("10.0.0.2", 50052),)))
+        may = text.index("meta skuid { 996 } ip daddr 10.0.0.2 tcp dport 50052 accept")
+        assert may < text.index("meta skuid { 996 } ct state new counter reject")
 
     def test_networks_within_others_are_named_once(self) -> None:
         # Elements of a set may not overlap.

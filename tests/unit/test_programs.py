@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import threading
 import time
@@ -409,3 +410,55 @@ class TestWarmUp:
         assert code == 1
         assert words.startswith("curl: (7) ")
         assert words.endswith("warm-up with 16 tokens failed:")
+
+
+class TestWorkerListens:
+    """The kernel's table of sockets, as it writes it."""
+
+    TABLE = (
+        "  sl  local_address rem_address   st tx_queue rx_queue\n"
+        "   0: 0200000A:C384 00000000:0000 0A 00000000:00000000\n"
+        "   1: 0200000A:C385 0100000A:D431 01 00000000:00000000\n"
+    )
+
+    def listens(self, folder, *words):
+        (folder / "tcp").write_text(self.TABLE)
+        program = render("rpc_worker/worker-listens.j2")
+        environment = {**os.environ, "TCP": str(folder / "tcp")}
+        return subprocess.run(["sh", "-c", program, "x", *words], capture_output=True, text=True, env=environment)
+
+    def test_a_socket_that_listens_there(self, tmp_path):
+        assert self.listens(tmp_path, "10.0.0.2", "50052", "1").returncode == 0
+
+    @pytest.mark.parametrize(
+        ("address", "port"), [("10.0.0.3", "50052"), ("10.0.0.2", "50051"), ("10.0.0.2", "50053")]
+    )
+    def test_another_address_or_port_or_a_mere_connection(self, tmp_path, address, port):
+        done = self.listens(tmp_path, address, port, "1")
+        assert done.returncode == 1
+        assert done.stderr == f"nothing listens at {address}:{port}: is that an address of this node?\n"
+
+    def test_the_kernel_of_this_computer(self):
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            port = str(server.getsockname()[1])
+            program = render("rpc_worker/worker-listens.j2")
+            done = subprocess.run(["sh", "-c", program, "x", "127.0.0.1", port, "1"], capture_output=True, text=True)
+        assert (done.returncode, done.stderr) == (0, "")
+
+
+class TestWorkersAnswer:
+    def answer(self, *words):
+        program = render("llama_server/workers-answer.j2")
+        return subprocess.run(["bash", "-c", program, "x", *words], capture_output=True, text=True)
+
+    def test_all_of_them(self):
+        with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("127.0.0.1", 0)) as two:
+            names = [f"127.0.0.1:{each.getsockname()[1]}" for each in (one, two)]
+            assert self.answer("2", *names).returncode == 0
+
+    def test_one_that_does_not_is_named(self):
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            there = f"127.0.0.1:{server.getsockname()[1]}"
+            done = self.answer("1", there, "127.0.0.1:1")
+        assert done.returncode == 1
+        assert done.stderr == "the worker 127.0.0.1:1 does not answer: is its node up, and deployed?\n"

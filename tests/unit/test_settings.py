@@ -92,7 +92,7 @@ WRONG_VALUES = {
     ),
     "a placement": (
         node(placement="cpu_moe"),
-        "services[0].placement: 'cpu_moe' is not one of 'auto', 'cpu-moe', 'tensor-split' or 'manual'; "
+        "services[0].placement: 'cpu_moe' is not one of 'auto', 'cpu-moe', 'tensor-split', 'manual' or 'rpc'; "
         "did you mean 'cpu-moe'?",
     ),
     "a branch": (

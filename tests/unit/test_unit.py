@@ -10,6 +10,7 @@ import re
 import shlex
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,11 @@ from moehost.settings_tuning import Tuning
 from moehost.unit import exec_line
 from roles.llama_server.units import Source
 from roles.operations import render
+from roles.rpc_worker.operations import unit as worker_unit
+from tests.fixtures.planned_node import machine
 from tests.unit.full_size import as_set, qwen35_397b
 from tests.unit.machines import epyc_9175f, with_numa_nodes
+from tests.unit.shared import SHARE, main_node, worker, worker_node
 
 GOLDEN = Path(__file__).parents[1] / "fixtures/units"
 
@@ -54,11 +58,12 @@ def unit(dialect: str, node: Node, podman: tuple[int, int] = (0, 0), huge_pages:
     wanted = on.services[0]
     path = "/srv/models/Qwen3.5-397B-A17B-IQ4_NL/q-00001-of-00006.gguf"
     plan = make(wanted, path, HEADERS, node, dialect, tuning=tuning)
-    allowed = firewall.addresses(on, wanted.host)
+    allowed = firewall.addresses(on, wanted)
     return Source(wanted, plan, path, "8337e4cd3861-b1f28538", allowed, podman).text("0123456789abcdef")
 
 
 HEADERS = as_set(qwen35_397b())
+RELEASE = "/opt/moehost/engine/releases/8337e4cd3861-b1f28538"
 # Files of systemd's own format; those of containers are looked at by their own tests, too.
 CONTAINERS = {
     "gpus-5.4.container": unit("ik", epyc_9175f(2), (5, 4), runtime="container"),
@@ -81,7 +86,12 @@ UNITS = {
     ),
 }
 
-FILES = {f"{name}.service": text for name, text in UNITS.items()} | CONTAINERS
+WORKERS = {
+    "worker": worker_unit(worker_node(), SHARE, RELEASE, "llama.cpp", machine(0)),
+    "worker-cards": worker_unit(worker_node(), replace(SHARE, cache=True), RELEASE, "ik", machine(2)),
+}
+
+FILES = {f"{name}.service": text for name, text in (UNITS | WORKERS).items()} | CONTAINERS
 
 
 def directives(text: str) -> list[tuple[str, str]]:
@@ -183,7 +193,48 @@ class TestEveryUnit:
         assert [line for line in verify.stderr.splitlines() if path.name in line] == []
 
 
+@pytest.mark.parametrize("text", WORKERS.values(), ids=WORKERS)
+class TestEveryWorker:
+    def test_no_line_is_left_of_the_template(self, text: str) -> None:
+        assert not set("{}%") & set(text.replace("MemoryMax=92%", ""))
+
+    def test_its_main_node_and_nobody_else_reaches_it_at_one_port(self, text: str) -> None:
+        assert values(text, "IPAddressDeny") == ["any"]
+        assert values(text, "IPAddressAllow") == [SHARE.main_address]
+        assert values(text, "SocketBindDeny") == ["any"]
+        assert values(text, "SocketBindAllow") == ["ipv4:tcp:50052"]
+        words = values(text, "ExecStart")[0].split()
+        assert words[words.index("-H") + 1] == SHARE.address
+
+    def test_it_does_not_run_without_the_packet_filter(self, text: str) -> None:
+        assert values(text, "Requires")[0] == "moehost-firewall.service"
+        assert "moehost-firewall.service" in values(text, "After")[0]
+
+    def test_it_sees_no_key_and_no_model(self, text: str) -> None:
+        assert values(text, "InaccessiblePaths") == ["-/etc/moehost -/srv/models"]
+        assert values(text, "LoadCredential") == []
+
+    @pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="systemd-analyze is not installed")
+    def test_systemd_understands_every_line(self, text: str, tmp_path: Path) -> None:
+        path = tmp_path / "moehost-rpc-qwen.service"
+        path.write_text(re.sub(r"^(Exec\w+=)/\S+", r"\1/bin/true", text, flags=re.MULTILINE))
+        for each in ("gpu", "firewall"):
+            (tmp_path / f"moehost-{each}.service").write_text("[Service]\nType=oneshot\nExecStart=/bin/true\n")
+        verify = subprocess.run(["systemd-analyze", "verify", path], capture_output=True, text=True)
+        assert [line for line in verify.stderr.splitlines() if path.name in line] == []
+
+
 class TestVariants:
+    def test_a_server_with_workers_waits_for_them_and_talks_to_them_alone(self) -> None:
+        on = main_node("epyc2", "epyc3")
+        helpers = tuple(worker(epyc_9175f(1), f"epyc{n}", n) for n in (2, 3))
+        plan = make(on.services[0], "/srv/q.gguf", HEADERS, epyc_9175f(1, 131072), "ik", workers=helpers)
+        source = Source(on.services[0], plan, "/srv/q.gguf", "r", firewall.addresses(on, on.services[0]))
+        text = source.text("0123456789abcdef")
+        wait = "workers-answer 600 10.0.0.2:50052 10.0.0.3:50052"
+        assert values(text, "ExecStartPre")[1] == f"/usr/local/libexec/moehost/{wait}"
+        assert values(text, "IPAddressAllow") == ["localhost 10.0.0.2 10.0.0.3"]
+
     def test_without_gpus_there_are_no_devices(self) -> None:
         assert values(UNITS["cpu"], "PrivateDevices") == ["yes"]
         assert values(UNITS["cpu"], "DeviceAllow") == []
