@@ -7,7 +7,7 @@ import pytest
 
 from moehost import container
 from moehost.container import SINCE, arguments, difference, quadlet_lines, version
-from tests.unit.test_unit import CONTAINERS, FILES, UNITS, service, values
+from tests.unit.test_unit import CONTAINERS, UNITS, service, values
 
 # Keys that 4.9.3 has, of those that are used (pkg/systemd/quadlet/quadlet.go of its tag).
 KEYS_OF_4_9 = {
@@ -25,6 +25,7 @@ KEYS_OF_4_9 = {
         "Volume",
     ),
 }
+SERVERS = UNITS | CONTAINERS
 QUADLETS = {name: text for name, text in CONTAINERS.items() if name.endswith(".container")}
 
 
@@ -100,7 +101,7 @@ def test_a_key_is_a_secret_and_in_no_argument(text):
     assert values(text, "LoadCredential") == ["api-keys:/etc/moehost/qwen/api-keys"]
 
 
-@pytest.mark.parametrize("text", FILES.values(), ids=FILES)
+@pytest.mark.parametrize("text", SERVERS.values(), ids=SERVERS)
 def test_both_runtimes_wait_for_the_same(text):
     """The gate, the checks before a start and the proof after it, the limits: as in a native unit."""
     native = UNITS["gpus" if "moehost-gpu" in text else "cpu"]
