@@ -12,6 +12,8 @@ from typing import Any, NoReturn
 
 import click
 
+from moehost import ansible_inventory
+
 FAILED, BAD_INPUT, DOES_NOT_FIT = 1, 2, 3
 # What pyinfra says whatever happens: its steps, its sums, and its farewell to a container.
 FRAME = re.compile(r"^-->|Error: executed \d+ commands|podman build complete, container left running")
@@ -48,6 +50,11 @@ def pyinfra_json(*arguments: str) -> tuple[Any, str]:
 
 def hosts(inventory: str) -> dict[str, dict[str, Any]]:
     """The hosts of an inventory with their data, as pyinfra itself reads them; ends where it can't."""
+    if inventory.startswith(ansible_inventory.SCHEME):
+        try:
+            return ansible_inventory.hosts(inventory.removeprefix(ansible_inventory.SCHEME))
+        except ansible_inventory.AnsibleInventoryError as error:
+            stop(str(error))
     path = Path(inventory, "hosts.py") if Path(inventory).is_dir() else Path(inventory)
     if not path.is_file():
         stop(f"{path}: there is no such file")
