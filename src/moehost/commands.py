@@ -55,7 +55,7 @@ def _body(command: click.Command, context: click.Context) -> Iterator[str]:
     # Arguments have no help of their own, and stand in the line above.
     if rows := [record for each in command.params if (record := each.get_help_record(context)) and record[1]]:
         yield "| option | meaning |\n| --- | --- |"
-        yield from ("| `{}` | {} |".format(names.replace("|", r"\|"), _plain(text)) for names, text in rows)
+        yield from ("| `{}` | {} |".format(names.replace("|", "/"), _plain(text)) for names, text in rows)
         yield ""
     for text in (each for each in paragraphs if each.startswith(VERBATIM)):
         # Its first lines are the mark, and "Example:".

@@ -73,5 +73,5 @@ def test_texts_are_no_markup() -> None:
 
     text = commands.page(group, "p")
     assert "Say it_all.\n" in text
-    assert "| `--kind [a\\|b]` | One of \\<a> \\| \\*b\\*, x<=1, see `x*y`. |" in text
+    assert "| `--kind [a/b]` | One of \\<a> \\| \\*b\\*, x<=1, see `x*y`. |" in text
     assert "```sh\np show --kind a \\\n       | less\n```\n" in text
