@@ -95,6 +95,18 @@ def test_moehosts_commands_take_the_inventory(estate: Estate) -> None:
         assert done.returncode == 0, done.stdout
 
 
+def test_the_way_through_another_host(estate: Estate) -> None:
+    """ProxyJump, with the node itself for the host in between: sshd sees a connection from its own address."""
+    jump = f"-o ProxyJump={LOGIN}@{estate.desk.address}"
+    peers = "ss --no-header --tcp --numeric state established sport = :22"
+    for variables, through in (({}, False), ({"ansible_ssh_common_args": jump}, True)):
+        estate.variables(**variables)
+        done = estate.desk.run(f"pyinfra ansible:{estate.folder}/hosts.ini exec -- '{peers}'")
+        assert done.returncode == 0, done.stdout
+        assert (f" {estate.desk.address}:22 {estate.desk.address}:" in " ".join(done.stdout.split())) == through
+    estate.variables()
+
+
 def test_the_example_is_an_inventory_but_for_its_placeholders(desk: Desk) -> None:
     done = desk.run("moehost check-inventory ansible:examples/ansible/hosts.yml")
     assert (done.returncode, len(done.stdout.splitlines())) == (2, 1)
