@@ -13,7 +13,8 @@ if (location.protocol === "file:") {
 
     start(address) {
       const inner = this.frame.contentWindow;
-      inner.importScripts = (...scripts) => scripts.reduce((before, script) => before.then(() => add(script)), Promise.resolve());
+      inner.importScripts = (...scripts) =>
+        scripts.reduce((before, script) => before.then(() => add(script)), Promise.resolve());
       // What the worker says comes to this page, and what this page says to the worker.
       inner.postMessage = (data) => {
         const message = new MessageEvent("message", { data });

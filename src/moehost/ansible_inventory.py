@@ -23,11 +23,12 @@ from moehost.ansible_variables import CONNECTION, PREFIX
 # How an inventory of this kind is named on a command line: `ansible:PATH`.
 SCHEME = "ansible:"
 Hosts = list[tuple[str, dict[str, Any]]]
+# By the last part of a plugin's name: those in front are its collection's.
 CONNECTOR = {
-    **dict.fromkeys(("ssh", "smart", "paramiko", "paramiko_ssh", "ansible.builtin.ssh"), "ssh"),
-    **dict.fromkeys(("local", "ansible.builtin.local"), "local"),
-    **dict.fromkeys(("podman", "containers.podman.podman"), "podman"),
-    **dict.fromkeys(("docker", "community.docker.docker", "community.docker.docker_api"), "docker"),
+    **dict.fromkeys(("ssh", "smart", "paramiko", "paramiko_ssh"), "ssh"),
+    "local": "local",
+    "podman": "podman",
+    **dict.fromkeys(("docker", "docker_api"), "docker"),
 }
 # Options of ssh by pyinfra's names, and those that are read from a file in OpenSSH's form.
 SSH_DATA = {
@@ -134,11 +135,11 @@ def _host(name: str, variables: Mapping[str, Any], defaults: Mapping[str, Any]) 
         for key, names in CONNECTION.items()
     }
     said = {key: value for key, value in said.items() if value is not None}
-    connection = said.get("connection", "ssh")
-    if connection not in CONNECTOR:
+    connection = str(said.get("connection", "ssh"))
+    connector = CONNECTOR.get(connection.rpartition(".")[2])
+    if connector is None:
         known = "ssh, local, podman or docker"
         raise ValueError(f"ansible_connection: {connection!r} is no way that is known here; write {known}")
-    connector = CONNECTOR[connection]
     if connector == "local":
         return "@local", settings | dict(_root(said, None))
     if connector in ("podman", "docker"):
