@@ -19,6 +19,9 @@ SERVICE = {
     "model": {"name": "Qwen3.5-397B-A17B-IQ4_NL", "source": f"file:.sandbox/{MODEL.name}"},
     "context": "{{ slots * 1024 }}",
     "ubatch": 512,
+    # Two that wait for each other get nowhere on a busy computer.
+    "threads": 1,
+    "threads_batch": 1,
 }
 NODES = {"slots": 4, "moehost_services": [SERVICE], "moehost_gpu": "off", "moehost_engine": {"source": "package"}}
 

@@ -61,7 +61,8 @@ def added(desk: Desk) -> str:
     settings = json.loads(block.text)
     (service,) = settings["services"]
     service["model"]["source"] = SOURCE
-    service |= {"context": 8192, "ubatch": 512}
+    # One thread: two that wait for each other get nowhere on a busy computer.
+    service |= {"context": 8192, "ubatch": 512, "threads": 1, "threads_batch": 1}
     settings["gateway"]["host"] = desk.address
     return json.dumps(settings | INSTEAD)
 
