@@ -100,7 +100,8 @@ def test_moehosts_commands_take_the_inventory(estate: Estate) -> None:
 
 def test_the_way_through_another_host(estate: Estate) -> None:
     """ProxyJump, with the node itself for the host in between: sshd sees a connection from its own address."""
-    jump = f"-o ProxyJump={LOGIN}@{estate.desk.address}"
+    (estate.desk.home / ".ssh/config").write_text(f"Host bastion\n  HostName {estate.desk.address}\n")
+    jump = f"-o ProxyJump={LOGIN}@bastion"
     peers = "ss --no-header --tcp --numeric state established sport = :22"
     for variables, through in (({}, False), ({"ansible_ssh_common_args": jump}, True)):
         estate.variables(**variables)
@@ -108,6 +109,7 @@ def test_the_way_through_another_host(estate: Estate) -> None:
         assert done.returncode == 0, done.stdout
         assert (f" {estate.desk.address}:22 {estate.desk.address}:" in " ".join(done.stdout.split())) == through
     estate.variables()
+    (estate.desk.home / ".ssh/config").unlink()
 
 
 def test_the_example_is_an_inventory_but_for_its_placeholders(desk: Desk) -> None:
