@@ -1,6 +1,6 @@
 # moehost: `make demo` shows it, `make test` proves it, `make` lists the rest.
 .DEFAULT_GOAL := help
-.PHONY: help setup host-packages demo test test-quick test-slow test-molecule test-interrupted test-engine test-switch test-nvidia test-trust test-rpc test-faults test-fleet test-bench test-vm lint format lock clean
+.PHONY: help setup host-packages demo docs test test-quick test-slow test-quickstart test-molecule test-interrupted test-engine test-switch test-nvidia test-trust test-rpc test-faults test-fleet test-bench test-vm lint format lock clean
 SHELL := /bin/sh
 
 PYTHON ?= python3
@@ -41,9 +41,12 @@ demo: setup ## Start the sandbox, provision it, ask its model something
 	moehost bench @podman/moehost-sandbox --runs 8 --lengths 64,256,1024,4096 --answer-tokens 64
 	@scripts/next-steps
 
-test: lint test-quick test-slow $(MODEL) ## Everything
+docs: setup ## Build the documentation as a site, without a warning: site/index.html
+	NO_MKDOCS_2_WARNING=1 mkdocs build --strict
+
+test: lint docs test-quick test-slow $(MODEL) ## Everything
 	@echo "== Containers, three suites at a time: what each of them says comes when it is through"
-	$(MAKE) --no-print-directory --jobs=3 --output-sync=target test-trust test-engine test-faults test-interrupted test-switch test-nvidia test-rpc test-molecule test-fleet
+	$(MAKE) --no-print-directory --jobs=3 --output-sync=target test-trust test-engine test-faults test-interrupted test-switch test-nvidia test-rpc test-molecule test-quickstart test-fleet
 	@echo "== Benchmarks and an emulated machine: nothing runs beside them"
 	$(MAKE) --no-print-directory test-bench test-vm
 	@echo "== all tests passed"
@@ -53,6 +56,9 @@ test-quick: setup ## Unit tests, fact and operation cases, smoke of the whole de
 
 test-slow: setup ## Downloads that are held up, cut off and killed
 	pytest -m slow
+
+test-quickstart: setup $(MODEL) ## docs/quickstart.md followed as it stands, and a playbook of Ansible's: a node over SSH
+	pytest tests/quickstart/test_quickstart.py tests/quickstart/test_ansible.py
 
 test-molecule: setup $(MODEL) ## A container node: converge, idempotence, testinfra, refusals
 	molecule test
@@ -90,7 +96,7 @@ test-fleet: setup $(MODEL) ## Sixteen nodes over SSH: one broken, one slow, two 
 test-rpc: setup $(MODEL) ## One model over two nodes: guarded, killed, refused, undone
 	molecule test --scenario-name rpc
 
-test-bench: setup $(MODEL) ## Benchmarks of a node: 28 runs, verdicts, the search for the best configuration; reports in a browser
+test-bench: setup $(MODEL) ## Benchmarks of a node: 28 runs, verdicts, the search for the best configuration; reports and documentation in a browser
 	PYTHON=$(PYTHON) scripts/host-packages browser
 	pytest tests/browser
 	molecule test --scenario-name bench
@@ -103,7 +109,7 @@ lint: setup ## ruff, mypy --strict, shellcheck
 	ruff check .
 	ruff format --check .
 	mypy
-	shellcheck scripts/* templates/apt/fetch-key.j2 templates/ik_llama/checkout.j2 \
+	shellcheck scripts/host-packages scripts/next-steps templates/apt/fetch-key.j2 templates/ik_llama/checkout.j2 \
 		templates/llama_server/preflight.j2 templates/llama_server/wait-ready.j2 templates/llama_server/warm-up.j2 \
 		templates/llama_server/cards-in-use.j2 templates/llama_server/pages-in-use.j2 templates/llama_server/keys-secret.j2 templates/gpu_gate/gpu-ready.j2 \
 		templates/nvidia_container_toolkit/cdi-fresh.j2 templates/tune/restore.j2 templates/firewall/try-rules.j2 \
@@ -122,4 +128,4 @@ lock: setup ## Resolve the dependencies anew into requirements.lock (no index ad
 clean: ## Remove sandboxes, virtual machines, their images, the Python environment and all state
 	@if [ -x $(VENV)/bin/moehost ] && command -v podman >/dev/null; then moehost sandbox down --all; fi
 	@if [ -x $(VENV)/bin/moehost ]; then moehost vm down --all; fi
-	rm -rf $(VENV) .sandbox .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .sandbox site .pytest_cache .mypy_cache .ruff_cache .hypothesis

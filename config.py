@@ -1,12 +1,18 @@
-"""pyinfra settings, and what it does otherwise: INVENTORY may be a directory, containers stay, JSON says more."""
+"""pyinfra settings, and what pyinfra does otherwise here.
+
+INVENTORY may be a directory, or one of Ansible's (`ansible:PATH`); containers stay; `--json` says more.
+"""
 
 from pathlib import Path
 from typing import Any
 
 from pyinfra import config
+from pyinfra.api.inventory import Inventory
 from pyinfra.connectors.docker import DockerConnector
 from pyinfra_cli import cli
+from pyinfra_cli.exceptions import CliError
 
+from moehost import ansible_inventory
 from roles import timing
 
 config.REQUIRE_PYINFRA_VERSION = "~=3.10.0"
@@ -15,7 +21,14 @@ _make_inventory = cli.make_inventory
 
 
 def make_inventory(inventory: str, **kwargs: Any) -> Any:
-    """Read `hosts.py` when INVENTORY names a directory, so that `group_data/` beside it is found."""
+    """Read `hosts.py` when INVENTORY names a directory, so that `group_data/` beside it is found; or ask Ansible."""
+    if inventory.startswith(ansible_inventory.SCHEME):
+        try:
+            groups = ansible_inventory.groups(inventory.removeprefix(ansible_inventory.SCHEME))
+        except ansible_inventory.AnsibleInventoryError as error:
+            raise CliError(str(error)) from None
+        everybody = (groups.pop("all"), {})
+        return Inventory(everybody, kwargs["override_data"], **{name: (hosts, {}) for name, hosts in groups.items()})
     hosts = Path(inventory, "hosts.py")
     return _make_inventory(str(hosts) if hosts.is_file() else inventory, **kwargs)
 

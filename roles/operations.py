@@ -14,8 +14,9 @@ from gevent import Timeout
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from pyinfra import host, logger, state
 from pyinfra.api import FileUploadCommand, FunctionCommand, QuoteString, StringCommand, operation
+from pyinfra.api.arguments import auth_argument_meta
 from pyinfra.api.command import PyinfraCommand
-from pyinfra.connectors.util import clear_askpass_cache
+from pyinfra.connectors.util import CommandOutput, clear_askpass_cache
 from pyinfra.facts.files import FileContents
 from pyinfra.operations import apt
 from pyinfra.operations.util.files import generate_color_diff
@@ -53,6 +54,17 @@ def refuse(reason: str) -> FunctionCommand:
 def _refused(state: Any, host: Any, reason: str) -> bool:
     host.log_styled(reason, fg="red", log_func=logger.error)
     return False
+
+
+def shell(host: Any, command: str | StringCommand, **arguments: Any) -> tuple[bool, CommandOutput]:
+    """
+    Run a command from a function of an operation's, with the rights that the operations of this host have.
+
+    pyinfra 3.10.0 lets `host.run_shell_command` do it with those of who logs in, whatever `_sudo` the host has.
+    """
+    rights = {key: value for key in auth_argument_meta if (value := host.data.get(key)) is not None}
+    done, output = host.run_shell_command(command, **rights, **arguments)
+    return bool(done), output
 
 
 def unit_options(properties: list[str]) -> list[Any]:
@@ -111,7 +123,7 @@ def _noted_boot(state: Any, host: Any, boots: list[str]) -> bool:
 
 def _boot(host: Any) -> str:
     """What names the running boot, empty for a node that does not answer."""
-    answered, output = host.run_shell_command("cat /proc/sys/kernel/random/boot_id")
+    answered, output = shell(host, "cat /proc/sys/kernel/random/boot_id")
     return output.stdout.strip() if answered else ""
 
 

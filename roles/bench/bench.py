@@ -17,7 +17,7 @@ from pyinfra.api import FunctionCommand, StringCommand, operation
 
 from moehost import confined
 from moehost.bench import MODULES
-from roles.operations import TEMPLATES, sent, unit_options
+from roles.operations import TEMPLATES, sent, shell, unit_options
 
 UNIT = "moehost-bench.service"
 THERE = "/run/moehost-bench"
@@ -55,10 +55,11 @@ def _follow(state: Any, host: Any, folder: str) -> bool:
     with Path(folder, "answers.jsonl").open("a") as answers:
         while True:
             # In this order, so that nothing is written after the last look.
-            ok, output = host.run_shell_command(
+            ok, output = shell(
+                host,
                 StringCommand(
                     f"systemctl is-active {UNIT} || true; tail -n +{seen + 1} {THERE}/answers.jsonl 2>/dev/null; true"
-                )
+                ),
             )
             if not ok:
                 return False
@@ -70,9 +71,7 @@ def _follow(state: Any, host: Any, folder: str) -> bool:
                 break
             time.sleep(POLL_S)
     if not seen:
-        _, journal = host.run_shell_command(
-            StringCommand(f"journalctl --no-pager --output cat --lines 3 --unit {UNIT}")
-        )
+        _, journal = shell(host, StringCommand(f"journalctl --no-pager --output cat --lines 3 --unit {UNIT}"))
         host.log_styled(" / ".join(journal.stdout_lines) or "its unit ended without a word", fg="red")
     return bool(seen)
 

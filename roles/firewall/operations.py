@@ -18,7 +18,7 @@ from moehost.settings import Node
 from moehost.sharing import NOBODY, Peers
 from roles.facts import FileStates
 from roles.firewall.facts import NAME, PROGRAM, RULES, STATE, UNIT, Access, Filter
-from roles.operations import file_state, files, packages, refuse, render
+from roles.operations import file_state, files, packages, refuse, render, shell
 
 # Of the time until rules go back, the part that a new connection may take.
 CONNECT_SHARE = 0.7
@@ -103,7 +103,7 @@ def _reached_anew(state: Any, host: Any, confirm_s: int) -> bool:
             clear_askpass_cache(host)
             host.disconnect()
             host.connect(show_errors=False)
-            if host.connected and host.run_shell_command("true")[0]:
+            if host.connected and shell(host, "true")[0]:
                 return True
         time.sleep(1)
     left_s = max(0, confirm_s - (time.monotonic() - began_s))

@@ -30,7 +30,7 @@ from roles.gateway.facts import (
     list_in_use,
 )
 from roles.llama_server.facts import ServiceState
-from roles.operations import file_state, files, packages, refuse, render
+from roles.operations import file_state, files, packages, refuse, render, shell
 
 MIB = 1 << 20
 UNIT_PATH = f"/etc/systemd/system/{UNIT}"
@@ -224,11 +224,11 @@ def _target() -> str:
 
 def _asked_of_systemd(state: Any, host: Any, verb: str) -> bool:
     """Restart or reload the gateway; False with the end of its journal where that fails."""
-    done, _ = host.run_shell_command(f"systemctl reset-failed {UNIT} 2>/dev/null; systemctl {verb} {UNIT}")
+    done, _ = shell(host, f"systemctl reset-failed {UNIT} 2>/dev/null; systemctl {verb} {UNIT}")
     if not done:
         host.log_styled(f"{UNIT} does not {verb}; its last words:", fg="red", log_func=logger.error)
         _journal(host)
-    return bool(done)
+    return done
 
 
 def _answers(state: Any, host: Any, asked: dict[str, Any], expected: str) -> bool:
@@ -251,7 +251,7 @@ def _answers(state: Any, host: Any, asked: dict[str, Any], expected: str) -> boo
 
 
 def _journal(host: Any) -> None:
-    _, journal = host.run_shell_command(f"journalctl --no-pager --output cat --lines 20 --unit {UNIT}")
+    _, journal = shell(host, f"journalctl --no-pager --output cat --lines 20 --unit {UNIT}")
     for line in journal.stdout_lines:
         host.log(f"    {line}", logger.error)
 

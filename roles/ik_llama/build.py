@@ -21,7 +21,7 @@ from roles.facts import FileStates
 from roles.ik_llama.cuda import cuda_toolkit
 from roles.ik_llama.facts import ENGINE, PACKAGES, RELEASES, WORKSHOP, Build, Checkout, Releases, Toolchain
 from roles.ik_llama.operations import chosen, suite_in_use
-from roles.operations import packages, refuse, render, unit_options
+from roles.operations import packages, refuse, render, shell, unit_options
 
 SOURCE = f"{WORKSHOP}/source"
 UNIT = "moehost-build.service"
@@ -166,11 +166,11 @@ def watch(state: Any, host: Any, title: str, folder: str, unit: str) -> bool:
     host.log_styled(
         f"{title} does not build ({build.get('result')}); the end of {log}:", fg="red", log_func=logger.error
     )
-    _, tail = host.run_shell_command(StringCommand("tail -n 15", QuoteString(log)))
+    _, tail = shell(host, StringCommand("tail -n 15", QuoteString(log)))
     for line in tail.stdout_lines:
         host.log(f"    {line}", logger.error)
     # It is told, and what the node has built before serves: a failure that nobody takes back would hide the next one.
-    host.run_shell_command(StringCommand("systemctl reset-failed", QuoteString(unit), "2>/dev/null; true"))
+    shell(host, StringCommand("systemctl reset-failed", QuoteString(unit), "2>/dev/null; true"))
     return False
 
 
@@ -207,8 +207,9 @@ def _proven(state: Any, host: Any, made: Recipe, job: prove.Job, identity: dict[
     """Prove what was built and keep it, or take it away and say what is wrong with it."""
     new, folder = f"{RELEASES}/.{made.release}", f"{WORKSHOP}/builds/{made.release}"
     properties = confined.prove(WORKSHOP, has_cards=job.gpu_layers is not None)
-    host.run_shell_command(StringCommand("systemctl stop moehost-prove.service 2>/dev/null; true"))
-    _, output = host.run_shell_command(
+    shell(host, StringCommand("systemctl stop moehost-prove.service 2>/dev/null; true"))
+    _, output = shell(
+        host,
         StringCommand(
             "systemd-run --quiet --wait --pipe --collect --unit=moehost-prove",
             *unit_options(properties), "python3 -", QuoteString(json.dumps(asdict(job))),
@@ -222,13 +223,11 @@ def _proven(state: Any, host: Any, made: Recipe, job: prove.Job, identity: dict[
         failure = f"the proof itself does not run: {(output.stderr_lines or ['no word from it'])[-1]}"
     if failure:
         host.log_styled(f"{made.release} is no release: {failure}", fg="red", log_func=logger.error)
-        host.run_shell_command(StringCommand("rm -rf", QuoteString(new), QuoteString(folder)))
+        shell(host, StringCommand("rm -rf", QuoteString(new), QuoteString(folder)))
         return False
     for proof, finding in answer["proofs"].items():
         host.log(f"{proof}: {finding}", logger.info)
-    _, sums = host.run_shell_command(
-        StringCommand(f"cd {new}/bin && sha256sum *; runuser -u {BUILDER} -- cat {folder}/done")
-    )
+    _, sums = shell(host, StringCommand(f"cd {new}/bin && sha256sum *; runuser -u {BUILDER} -- cat {folder}/done"))
     *lines, seconds = sums.stdout_lines
     build = {
         **identity,
@@ -241,7 +240,8 @@ def _proven(state: Any, host: Any, made: Recipe, job: prove.Job, identity: dict[
         "proofs": answer["proofs"],
     }
     # The release gets its name when all of it is on the disk.
-    kept, _ = host.run_shell_command(
+    kept, _ = shell(
+        host,
         StringCommand(
             "cat >", QuoteString(f"{new}/build.json"), "&& sync -f", QuoteString(new),
             "&& rm -rf", QuoteString(f"{RELEASES}/{made.release}"),
@@ -249,4 +249,4 @@ def _proven(state: Any, host: Any, made: Recipe, job: prove.Job, identity: dict[
         ),
         _stdin=json.dumps(build, indent=2) + "\n",
     )  # fmt: skip
-    return bool(kept)
+    return kept

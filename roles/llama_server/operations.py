@@ -19,7 +19,7 @@ from roles.llama_server import check
 from roles.llama_server.facts import InstalledServices, ServerProcess, ServiceState, UsableKeys
 from roles.llama_server.units import folder, paths
 from roles.llama_server.wanted import NotYet, Refused, Wanted, tell, wanted
-from roles.operations import files, refuse
+from roles.operations import files, refuse, shell
 from roles.rpc_worker.facts import Connected
 
 MIB = 1 << 20
@@ -151,7 +151,7 @@ def _wait_until_ready(state: Any, host: Any, service: Service, generation: str, 
         "journalctl --no-pager --output cat --lines 60 --unit", QuoteString(service.unit),
         "| grep -v ' UTC m=+' | tail -n 20",
     )  # fmt: skip
-    _, journal = host.run_shell_command(last_words)
+    _, journal = shell(host, last_words)
     for line in journal.stdout_lines:
         host.log(f"    {line}", logger.error)
     return False
@@ -178,7 +178,7 @@ def _cards_are_used(host: Any, service: Service, plan: Plan) -> bool:
     for device, sizes in measured.items():
         host.log(f"{device}: {sizes['used_mib']} MiB in use, {sizes['ledger_mib']} MiB in the ledger", logger.info)
     path = QuoteString(f"{folder(service.name)}/measured.json")
-    host.run_shell_command(StringCommand("cat >", path), _stdin=json.dumps(measured, indent=2) + "\n")
+    shell(host, StringCommand("cat >", path), _stdin=json.dumps(measured, indent=2) + "\n")
     if problem:
         host.log_styled(problem, fg="red", log_func=logger.error)
     return problem is None

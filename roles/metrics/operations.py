@@ -13,7 +13,7 @@ from moehost.settings_metrics import Metrics
 from roles.facts import FileStates, MissingPackages
 from roles.metrics import wanted
 from roles.metrics.facts import ACCOUNT, EXPORTER, FOLDER, LINK, PROMETHEUS, RECORD, TIMER, Watch, units
-from roles.operations import files, packages, refuse
+from roles.operations import files, packages, refuse, shell
 
 # How long a program may take to answer after its start.
 START_S = 30
@@ -139,7 +139,7 @@ def _answers(state: Any, host: Any, wish: Metrics) -> bool:
     end_s = time.monotonic() + START_S
     while tests:
         for what, test in list(tests.items()):
-            if host.run_shell_command(f"curl --silent --fail --max-time 10 {test}")[0]:
+            if shell(host, f"curl --silent --fail --max-time 10 {test}")[0]:
                 del tests[what]
         if tests and time.monotonic() > end_s:
             unit = PROMETHEUS if "Prometheus" in tests else "moehost-telemetry"

@@ -18,7 +18,7 @@ from moehost.settings import Model, Node
 from roles.facts import FileStates
 from roles.models.facts import Fetch, GoodFiles, StoredModel, Strangers, own
 from roles.models.verification import LIBRARY
-from roles.operations import refuse, unit_options
+from roles.operations import refuse, shell, unit_options
 
 TOKEN = "/etc/moehost/hub-token"  # noqa: S105  (a path)
 GIB = 1 << 30
@@ -222,8 +222,8 @@ def _watch(state: Any, host: Any, order: Order) -> bool:
     manifest = host.get_fact(StoredModel, folder=order.folder)
     if manifest and manifest.answers(order.model.source, order.model.revision, order.sha256):
         return True
-    _, journal = host.run_shell_command(
-        StringCommand("journalctl --no-pager --output cat --lines 5 --unit", QuoteString(order.unit))
+    _, journal = shell(
+        host, StringCommand("journalctl --no-pager --output cat --lines 5 --unit", QuoteString(order.unit))
     )
     reason = progress.get("error") or " / ".join(journal.stdout_lines) or "its unit ended without a word"
     host.log_styled(f"model {order.model.name}: {reason}", fg="red", log_func=logger.error)

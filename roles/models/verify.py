@@ -17,7 +17,7 @@ from moehost.unit import exec_line
 from roles.models.facts import Fetch
 from roles.models.verification import LIBRARY, command
 from roles.node import this_node
-from roles.operations import unit_options
+from roles.operations import shell, unit_options
 
 UNIT = "moehost-verify-now.service"
 RUN = "/run/moehost-verify-now"
@@ -65,14 +65,12 @@ def _watch(state: Any, host: Any) -> bool:
                 line += f", {rate / 1e6:.0f} MB/s, {left_s / 60:.0f} min left"
             host.log(line, logger.info)
         time.sleep(0.5)
-    there, _ = host.run_shell_command(StringCommand(f"test -s {RUN}/result.json"))
+    there, _ = shell(host, StringCommand(f"test -s {RUN}/result.json"))
     if not there:
-        _, journal = host.run_shell_command(
-            StringCommand(f"journalctl --no-pager --output cat --lines 3 --unit {UNIT}")
-        )
+        _, journal = shell(host, StringCommand(f"journalctl --no-pager --output cat --lines 3 --unit {UNIT}"))
         reason = " / ".join(journal.stdout_lines) or "its unit ended without a word"
         host.log_styled(f"the models could not be inspected: {reason}", fg="red", log_func=logger.error)
-    return bool(there)
+    return there
 
 
 if node := this_node():

@@ -15,7 +15,7 @@ from roles.base import PROGRAMS
 from roles.facts import FileStates
 from roles.models.operations import LIBRARY
 from roles.notify.facts import ACCOUNT, Telling
-from roles.operations import files, refuse, render
+from roles.operations import files, refuse, render, shell
 
 UNITS = "/etc/systemd/system"
 URL = "/etc/moehost/notify/url"
@@ -106,12 +106,12 @@ def tried(wish: Notify | None) -> Iterator[Any]:
 
 def _sent(state: Any, host: Any, by: str) -> bool:
     unit = "moehost-notify@test.service"
-    done, _ = host.run_shell_command(f"systemctl reset-failed {unit} 2>/dev/null; systemctl start {unit}")
+    done, _ = shell(host, f"systemctl reset-failed {unit} 2>/dev/null; systemctl start {unit}")
     if done:
         host.log(f"sent by {by}; if nothing comes, look at the other end", logger.info)
         return True
     invocation = f"_SYSTEMD_INVOCATION_ID=$(systemctl show --property InvocationID --value {unit})"
-    _, journal = host.run_shell_command(f"journalctl --no-pager --output cat --lines 5 {invocation}")
+    _, journal = shell(host, f"journalctl --no-pager --output cat --lines 5 {invocation}")
     said = [line for line in journal.stdout_lines if line.strip()]
     reason = said[0] if said else "deploy first (pyinfra inventory deploy.py)"
     host.log_styled(f"could not be sent by {by}: {reason}", fg="red", log_func=logger.error)

@@ -18,7 +18,7 @@ from moehost.switch import Server
 from moehost.tune import Probe, follow
 from roles.llama_server.facts import ServiceState
 from roles.llama_server.units import folder as service_folder
-from roles.operations import render, sent, unit_options
+from roles.operations import render, sent, shell, unit_options
 from roles.tune.facts import Session
 
 UNIT = "moehost-tune.service"
@@ -88,7 +88,7 @@ def _search(state: Any, host: Any, space: Space, folder: Path, found: dict[str, 
         runs = launches.runs(space, upcoming, number, found["programs"], gb_s)
         job = json.dumps([asdict(each) for each in runs])
         path = f"{FOLDER}/jobs/{number}.json"
-        host.run_shell_command(StringCommand(f"cat >{path}.new && mv {path}.new {path}"), _stdin=job)
+        shell(host, StringCommand(f"cat >{path}.new && mv {path}.new {path}"), _stdin=job)
         while not (session := host.get_fact(Session, folder=FOLDER, unit=UNIT, number=number))["ended"]:
             if not session["active"]:
                 return _lost(host)
@@ -96,12 +96,12 @@ def _search(state: Any, host: Any, space: Space, folder: Path, found: dict[str, 
         known.append((upcoming, launches.outcome(space, upcoming, session["ended"])))
         with file.open("a") as kept:
             kept.write(probes.line(*known[-1]))
-    host.run_shell_command(f"touch {FOLDER}/end")
+    shell(host, f"touch {FOLDER}/end")
     return _restored(host, space, found["is_running"])
 
 
 def _lost(host: Any) -> bool:
-    _, journal = host.run_shell_command(f"journalctl --no-pager --output cat --lines 3 _SYSTEMD_UNIT={UNIT}")
+    _, journal = shell(host, f"journalctl --no-pager --output cat --lines 3 _SYSTEMD_UNIT={UNIT}")
     words = " / ".join(journal.stdout_lines)
     host.log_styled(f"{UNIT} ended early: {words}", fg="red", log_func=logger.error)
     return False

@@ -26,6 +26,7 @@ from moehost import (
     cli_status,
     cli_tune,
     cli_vm,
+    commands,
     reference,
     sandbox,
     settings,
@@ -105,6 +106,17 @@ def settings_reference() -> None:
         moehost settings | less
     """
     click.echo(reference.page(), nl=False)
+
+
+@main.command("commands")
+def commands_reference() -> None:
+    """Print the reference of all commands (Markdown).
+
+    \b
+    Example:
+        moehost commands | less
+    """
+    click.echo(commands.page(main, "moehost"), nl=False)
 
 
 @main.command("tiny-model")

@@ -9,6 +9,7 @@ import click
 
 from moehost import autoinstall as installing
 from moehost import settings
+from moehost.ansible_inventory import SCHEME
 from moehost.settings import SettingsError
 from moehost.terminal import hosts, say, stop
 
@@ -52,7 +53,8 @@ def autoinstall(
         moehost autoinstall epyc --out seed --ssh-key ~/.ssh/id_ed25519.pub --os debian \\
                 --disk /dev/disk/by-id/nvme-A --models-disk /dev/disk/by-id/nvme-B --keep-models
     """
-    known = hosts(inventory).get(name, {}) if Path(inventory).exists() else {}
+    is_there = Path(inventory).exists() or inventory.startswith(SCHEME)
+    known = hosts(inventory).get(name, {}) if is_there else {}
     address = address or known.get("ssh_hostname")
     try:
         models_dir = models_dir or settings.read(known).models_dir

@@ -12,6 +12,8 @@ from typing import Any, NoReturn
 
 import click
 
+from moehost import ansible_inventory
+
 FAILED, BAD_INPUT, DOES_NOT_FIT = 1, 2, 3
 # What pyinfra says whatever happens: its steps, its sums, and its farewell to a container.
 FRAME = re.compile(r"^-->|Error: executed \d+ commands|podman build complete, container left running")
@@ -53,6 +55,15 @@ def hosts(inventory: str) -> dict[str, dict[str, Any]]:
 
 def inventoried(inventory: str) -> list[dict[str, Any]]:
     """The hosts of an inventory in its order: `name`, `groups` and `data`; ends where pyinfra can't read it."""
+    if inventory.startswith(ansible_inventory.SCHEME):
+        try:
+            groups = ansible_inventory.groups(inventory.removeprefix(ansible_inventory.SCHEME))
+        except ansible_inventory.AnsibleInventoryError as error:
+            stop(str(error))
+        return [
+            {"name": host, "groups": [name for name, hosts in groups.items() if host in dict(hosts)], "data": data}
+            for host, data in groups["all"]
+        ]
     path = Path(inventory, "hosts.py") if Path(inventory).is_dir() else Path(inventory)
     if not path.is_file():
         stop(f"{path}: there is no such file")

@@ -6,27 +6,20 @@ refuses and records all else. Screenshots are kept in .sandbox/report-screenshot
 
 from __future__ import annotations
 
-import http.server
 import re
-import shutil
-import subprocess
-import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import pytest
 from matplotlib.image import imread
 
 from moehost import report
 from tests.fixtures.benchmark import THRESHOLD, simulated
+from tests.fixtures.browser import CHROMIUMS_OWN, SITE, Site, browse, console, served
 
 SCREENSHOTS = Path(__file__).parents[2] / ".sandbox" / "report-screenshots"
-SITE = "http://report.test"
 PHONE_PX = 360
-# What Chromium asks for by itself, whatever page is open; the proxy refuses it.
-CHROMIUMS_OWN = re.compile(r"(http://)?((accounts|clients2)[.]google|update[.]googleapis)[.]com[:/].*")
 PAGES = {"light": (246, 245, 242), "dark": (16, 20, 26)}
 # Measures the report in a frame as narrow as a phone; the report itself runs no scripts.
 PROBE = f"""<!doctype html><link rel=icon href=data:,><body style="margin:0">
@@ -37,23 +30,6 @@ PROBE = f"""<!doctype html><link rel=icon href=data:,><body style="margin:0">
 # Does everything that a report must not.
 BROKEN = """<!doctype html><link rel=icon href=data:,><div style="width:900px">wide</div>
 <script>console.error('broken')</script><img src="http://elsewhere.test/a.png">"""
-
-
-@dataclass
-class Site:
-    """What the browser can reach, and what it asked for."""
-
-    pages: dict[str, bytes]
-    port: int = 0
-    asked: list[str] = field(default_factory=list)
-
-
-@pytest.fixture(scope="module")
-def chromium() -> str:
-    found = shutil.which("chromium")
-    if not found:
-        pytest.fail("there is no chromium; run `scripts/host-packages browser`", pytrace=False)
-    return found
 
 
 @pytest.fixture(scope="module")
@@ -79,57 +55,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def site(folder: Path) -> Iterator[Site]:
     pages = {"/": (folder / report.PAGE).read_bytes(), "/broken": BROKEN.encode()}
     pages |= {f"/probe{path}": PROBE.replace("PAGE", path).encode() for path in list(pages)}
-    site = Site(pages)
-
-    class Proxy(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            site.asked.append(self.path)
-            parts = urlsplit(self.path)
-            body = site.pages.get(parts.path) if parts.netloc == urlsplit(SITE).netloc else None
-            self.send_response(200 if body else 403)
-            self.send_header("Content-Type", "text/html; charset=utf-8")
-            self.end_headers()
-            self.wfile.write(body or b"")
-
-        def do_CONNECT(self) -> None:
-            site.asked.append(self.path)
-            self.send_error(403)
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Proxy)
-    site.port = server.server_port
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield site
-    server.shutdown()
-    thread.join()
-    server.server_close()
-
-
-def browse(chromium: str, site: Site, profile: Path, path: str, *options: str) -> subprocess.CompletedProcess[str]:
-    """What a browser prints that opens a page, and says on its standard error."""
-    quiet = ("background-networking", "component-update", "sync", "default-apps", "domain-reliability", "extensions")
-    command = [
-        *(
-            chromium,
-            "--headless=new",
-            "--no-sandbox",
-            "--hide-scrollbars",
-            "--no-first-run",
-            "--enable-logging=stderr",
-        ),
-        *(f"--disable-{each}" for each in quiet),
-        *("--disable-features=OptimizationHints,MediaRouter,Translate", f"--user-data-dir={profile}"),
-        *(f"--proxy-server=http://127.0.0.1:{site.port}", "--proxy-bypass-list=<-loopback>"),
-        *(*options, f"{SITE}{path}"),
-    ]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-
-
-def console(run: subprocess.CompletedProcess[str]) -> list[str]:
-    return [line for line in run.stderr.splitlines() if "CONSOLE" in line]
+    with served(pages) as site:
+        yield site
 
 
 @pytest.mark.parametrize("scheme", PAGES)

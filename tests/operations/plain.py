@@ -14,7 +14,8 @@ class Host:
     current_op_hash = None
     current_op_global_arguments = None
 
-    def __init__(self, facts):
+    def __init__(self, facts, **data):
+        self.data = data
         self.facts, self.noops, self.lines, self.shell = facts, [], [], None
 
     def get_fact(self, fact, **arguments):
