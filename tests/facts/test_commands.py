@@ -21,7 +21,14 @@ from roles.facts import DpkgAudit, FileStates, Machine, MissingPackages, OsRelea
 from roles.firewall.facts import Access, Filter
 from roles.host_tuning.facts import Topology
 from roles.ik_llama.facts import Build, Images, Mirrors, PackageCandidates, PackagedEngine, Releases
-from roles.llama_server.facts import ArgumentsProbe, EngineContract, Inputs, InstalledServices, ServiceState
+from roles.llama_server.facts import (
+    ArgumentsProbe,
+    EngineContract,
+    EngineHelp,
+    Inputs,
+    InstalledServices,
+    ServiceState,
+)
 from roles.models.facts import Fetch, StoredModel, Strangers
 
 # Folders of the node that the facts name, which lie below the test's folder.
@@ -304,7 +311,8 @@ def test_an_engine_in_its_own_words_whatever_it_exits_with(node):
     node.write("/opt/moehost/engine/current/bin/llama-server", script, mode=0o755)
     contract = node.ask(EngineContract, engine="/opt/moehost/engine/current")
     assert json.loads(contract["build"]) == {"dialect": "ik"}
-    assert (contract["version"], contract["help"]) == ("version: 4840 (8337e4cd3)", "  -c N  context")
+    assert contract["version"] == "version: 4840 (8337e4cd3)"
+    assert node.ask(EngineHelp, engine="/opt/moehost/engine/current") == "  -c N  context"
 
 
 def test_arguments_reach_the_engine_as_they_are(node):
