@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import click
@@ -20,11 +21,14 @@ from benchmarks import values
 from benchmarks.figures import ANSIBLE, LEAN, MOEHOST, Figures, FiguresError, Row, What, parse
 from benchmarks.nodes import Access, Counters, Node
 from benchmarks.tools import Ansible, Calendar, Moehost, Tool, ToolError, disconnected
+from inventory import hosts
 from moehost import os_release, sandbox, settings
 from moehost.terminal import FAILED, say, stop
 
 HERE = Path(__file__).parent
 DOCS = HERE.parent / "docs"
+# The settings of the default node.
+DEFAULT: dict[str, Any] = hosts.sandbox[0][1]
 CALENDARS: tuple[Calendar, Calendar] = ("monthly", "weekly")
 
 
@@ -43,13 +47,13 @@ class Counts(click.ParamType):
 
 @click.command()
 @click.option("--nodes", "counts", type=Counts(), default="1,4,16", show_default=True, help="How many at once.")
-@click.option("--repetitions", type=click.IntRange(1), default=7, show_default=True, help="Rounds of later runs.")
-@click.option("--first-runs", type=click.IntRange(1), default=2, show_default=True, help="Rounds of first runs.")
+@click.option("--rounds", type=click.IntRange(1), default=2, show_default=True, help="How often nodes are made.")
+@click.option("--repetitions", type=click.IntRange(1), default=3, show_default=True, help="Later runs in each round.")
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="Raw figures (JSON).")
 @click.option("--report", type=click.Path(dir_okay=False, path_type=Path), help="The page that is made of them.")
 @click.option("--only-report", is_flag=True, help="Measure nothing: make the page of the figures in --out.")
 def main(
-    counts: list[int], repetitions: int, first_runs: int, out: Path | None, report: Path | None, only_report: bool
+    counts: list[int], rounds: int, repetitions: int, out: Path | None, report: Path | None, only_report: bool
 ) -> None:
     """Provision fresh nodes in containers with deploy.py and with an Ansible playbook, over SSH, in turns.
 
@@ -59,13 +63,13 @@ def main(
     \b
     Example:
         python -m benchmarks.deploy
-        python -m benchmarks.deploy --nodes 1,2 --repetitions 2 --first-runs 1 --out /tmp/f.json --report /tmp/f.md
+        python -m benchmarks.deploy --nodes 1,2 --rounds 1 --repetitions 2 --out /tmp/f.json --report /tmp/f.md
         python -m benchmarks.deploy --only-report
     """
     out, report = out or DOCS / "performance.json", report or DOCS / "performance.md"
     try:
         if not only_report:
-            out.write_text(measured(counts, repetitions, first_runs).to_json())
+            out.write_text(measured(counts, rounds, repetitions).to_json())
         report.write_text(page(parse(out)))
     except FiguresError as error:
         stop(str(error))
@@ -87,7 +91,7 @@ def page(figures: Figures) -> str:
     return loader.get_template("performance.md.j2").render(figures=figures)
 
 
-def measured(counts: list[int], repetitions: int, first_runs: int) -> Figures:
+def measured(counts: list[int], rounds: int, repetitions: int) -> Figures:
     """Measure; nodes are there only meanwhile. Raises ToolError, SandboxError and OSError."""
     rows: list[Row] = []
     with tempfile.TemporaryDirectory(prefix="moehost-") as folder:
@@ -95,7 +99,7 @@ def measured(counts: list[int], repetitions: int, first_runs: int) -> Figures:
         public_key = access.make()
         try:
             for count in counts:
-                rows += _at_once(count, repetitions, first_runs, access, public_key)
+                rows += _at_once(count, rounds, repetitions, access, public_key)
         finally:
             _ended(access)
     return Figures(datetime.now(UTC).strftime("%Y-%m-%d"), machine(), software(), tuple(rows))
@@ -106,37 +110,37 @@ def _ended(access: Access) -> None:
     containers.remove()
 
 
-def _at_once(count: int, repetitions: int, first_runs: int, access: Access, public_key: str) -> Iterator[Row]:
-    """The rows with so many nodes."""
-    from inventory.hosts import sandbox as group
+def _at_once(count: int, rounds: int, repetitions: int, access: Access, public_key: str) -> Iterator[Row]:
+    """The rows with so many nodes. Only one tool has nodes at a time, so those of the other take nothing from it."""
+    brought: dict[str, set[str]] = {}
+    for number in range(rounds):
+        for name in _in_turns([MOEHOST, ANSIBLE], number):
+            say(f"{count} fresh nodes for {name}, round {number + 1} of {rounds}")
+            there = containers.start([f"{containers.PREFIX}-{each + 1}" for each in range(count)], public_key)
+            access.know(there)
+            tool, *others = _tools(name, access, there[0])
+            yield _row(tool, there, "first", number, CALENDARS[0])
+            brought[name] = there[0].brought
+            for each in range(repetitions):
+                now, then = CALENDARS[each % 2], CALENDARS[(each + 1) % 2]
+                yield _row(tool, there, "again", number * repetitions + each, now)
+                yield _row(tool, there, "one change", number * repetitions + each, then)
+            for other in others:
+                yield _row(other, there, "again", number * repetitions, CALENDARS[repetitions % 2])
+            _ended(access)
+        _compared(brought)
 
-    data = group[0][1]
-    described = settings.read(data)
-    there: dict[str, list[Node]] = {}
-    tools: dict[str, Tool] = {}
-    for number in range(first_runs):
-        for tool in _in_turns([MOEHOST, ANSIBLE], number):
-            names = [f"{containers.PREFIX}-{tool}-{each + 1}" for each in range(count)]
-            say(f"{count} fresh nodes for {tool}, round {number + 1} of {first_runs}")
-            there[tool] = containers.start(names, public_key)
-            access.know([each for found in there.values() for each in found])
-            if not tools:
-                model = values.model_file(described)
-                told = values.values(described, **values.of_node(there[tool][0]), file=model)
-                tools[MOEHOST] = Moehost(access, data)
-                tools[ANSIBLE] = Ansible(access, told)
-                tools[LEAN] = Ansible(access, told, LEAN, "modules")
-            yield _row(tools[tool], there[tool], "first", number, CALENDARS[0])
-    there[LEAN] = there[ANSIBLE]
-    _compared(there[MOEHOST][0], there[ANSIBLE][0])
-    for number in range(repetitions):
-        say(f"{count} nodes: round {number + 1} of {repetitions}")
-        now, then = CALENDARS[number % 2], CALENDARS[(number + 1) % 2]
-        for tool in _in_turns([MOEHOST, ANSIBLE, LEAN], number):
-            yield _row(tools[tool], there[tool], "again", number, now)
-        for tool in _in_turns([MOEHOST, ANSIBLE], number):
-            yield _row(tools[tool], there[tool], "one change", number, then)
-    _ended(access)
+
+def _tools(name: str, access: Access, node: Node) -> list[Tool]:
+    """A tool, and variants of it that are tried on the same nodes.
+
+    + node: one of them
+    """
+    if name == MOEHOST:
+        return [Moehost(access, DEFAULT)]
+    described = settings.read(DEFAULT)
+    told = values.values(described, **values.of_node(node), file=values.model_file(described))
+    return [Ansible(access, told), Ansible(access, told, LEAN, "modules")]
 
 
 def _in_turns(tools: list[str], number: int) -> list[str]:
@@ -163,16 +167,16 @@ def _row(tool: Tool, there: list[Node], what: What, number: int, calendar: Calen
 
 
 def _mean(spent: list[Counters], key: str) -> float:
-    return round(sum(getattr(each, key) for each in spent) / len(spent), 1)
+    return round(fmean(getattr(each, key) for each in spent), 1)
 
 
 # Made on each node, of its own (keys, seeds, what moehost alone remembers), or with a mark of the tool's.
 OWN = ("/api-keys", "/tensors.json", "/plan.json", "/build.json", "llama-server-tiny.service", "manifest.json")
 
 
-def _compared(ours: Node, theirs: Node) -> None:
+def _compared(brought: dict[str, set[str]]) -> None:
     """Both tools have brought the same, but for what is OWN. Raises ToolError."""
-    differ = [line for line in sorted(ours.brought ^ theirs.brought) if not line.endswith(OWN)]
+    differ = [line for line in sorted(brought[MOEHOST] ^ brought[ANSIBLE]) if not line.endswith(OWN)]
     if differ:
         raise ToolError("\n".join(["the tools do not bring the same:", *differ]))
 

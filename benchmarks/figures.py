@@ -22,7 +22,7 @@ class Row:
     """One run of a tool.
 
     + nodes: how many it provisioned at once
-    + round: number of the repetition, in which each tool ran once
+    + round: number of the repetition; each tool has one of that number
     + changed: how much it changed, in whatever the tool counts
     + sessions, received_bytes, sent_bytes: what a node counted, the mean of all
     """

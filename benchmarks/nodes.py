@@ -32,6 +32,9 @@ cd / && find etc/apt etc/needrestart etc/sysusers.d etc/tmpfiles.d etc/moehost e
 dpkg-query --show --showformat '${Package} ${Version}\\n'
 """
 AT_A_TIME = 2
+# Of systemd, journald, dbus and udev in each node; some are this computer's own.
+WATCHES, OWN_WATCHES = 6, 16
+LIMIT = Path("/proc/sys/fs/inotify/max_user_instances")
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,10 @@ class Node:
 
 
 def start(names: list[str], public_key: str) -> list[Node]:
-    """Fresh nodes with these names; what had such a name before is gone."""
+    """Fresh nodes with these names; what had such a name before is gone. Raises SandboxError."""
+    if int(LIMIT.read_text()) < (needed := WATCHES * len(names) + OWN_WATCHES):
+        key = ".".join(LIMIT.parts[-3:])
+        raise sandbox.SandboxError(f"{len(names)} nodes need {key} of {needed}; set it with `sysctl {key}={needed}`")
     sandbox.image(print, further=PACKAGES)
     with ThreadPoolExecutor(AT_A_TIME) as pool:
         return list(pool.map(lambda name: _fresh(name, public_key), names))

@@ -34,7 +34,9 @@ class Run:
 class Tool(Protocol):
     """Something that provisions nodes over SSH."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """What its rows are called."""
 
     def deploy(self, nodes: list[Node], calendar: Calendar) -> Run:
         """Provision nodes; the calendar is the setting that the benchmark changes. Raises ToolError."""

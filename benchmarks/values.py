@@ -9,6 +9,7 @@ from typing import Any
 import moehost
 from benchmarks.nodes import Node
 from moehost import confined, firewall, gguf, source
+from moehost.engine import Dialect
 from moehost.files import sha256_of
 from moehost.hardware import node_from_facts
 from moehost.plan import make
@@ -25,7 +26,7 @@ from roles.llama_server.units import Source
 from roles.models import MODULES
 from roles.models.verification import LIBRARY, command
 
-DIALECT = "llama.cpp"
+DIALECT: Dialect = "llama.cpp"
 
 
 def of_node(node: Node) -> dict[str, Any]:
