@@ -8,7 +8,7 @@ from typing import Any
 
 import moehost
 from benchmarks.nodes import Node
-from moehost import confined, firewall, gguf, source
+from moehost import confined, firewall, gguf, sandbox, source
 from moehost.engine import Dialect
 from moehost.files import sha256_of
 from moehost.hardware import node_from_facts
@@ -20,22 +20,23 @@ from moehost.store import Manifest
 from moehost.unit import exec_line
 from roles.base import PACKAGES, PROGRAMS
 from roles.facts import Machine, OsRelease
-from roles.ik_llama.facts import ENGINE, Mirrors
+from roles.ik_llama.facts import ENGINE
 from roles.ik_llama.operations import NEXT_SUITE
 from roles.llama_server.units import Source
 from roles.models import MODULES
 from roles.models.verification import LIBRARY, command
 
+# mmdebstrap's.
+DEFAULT_MIRROR = "http://deb.debian.org/debian"
 DIALECT: Dialect = "llama.cpp"
 
 
 def of_node(node: Node) -> dict[str, Any]:
-    """What is asked of a node: its machine, the suite after its own, and its mirror."""
-    codename = node.ask(OsRelease)["VERSION_CODENAME"]
+    """What is asked of a node, the suite after its own, and the mirror that it was made from."""
     return {
         "machine": node.ask(Machine),
-        "suite": NEXT_SUITE[codename],
-        "mirror": node.ask(Mirrors, codename=codename)[0],
+        "suite": NEXT_SUITE[node.ask(OsRelease)["VERSION_CODENAME"]],
+        "mirror": sandbox.mirror() or DEFAULT_MIRROR,
     }
 
 

@@ -83,7 +83,7 @@ class Source:
         return {
             "service": self.service,
             "addresses": self.addresses,
-            "environment": placement.env,
+            "variables": placement.env,
             "model_path": self.model_path,
             "model_dir": self.model_path.rpartition("/")[0],
             "needed_mib": self.plan.needed_mib,
