@@ -157,8 +157,8 @@ class ServiceState(FactBase[dict[str, Any]]):
     def command(self, unit: str, port: int) -> StringCommand:
         return StringCommand(
             "command -v systemctl >/dev/null || exit 0;",
-            "systemctl show --property", self.properties, QuoteString(unit), ";",
-            "pid=$(systemctl show --property MainPID --value", QuoteString(unit), ");",
+            "said=$(systemctl show --property", self.properties, QuoteString(unit), "); echo \"$said\";",
+            "pid=$(echo \"$said\" | sed -n s/^MainPID=//p);",
             # The main process of a container is Podman's monitor, and the server its child.
             "echo generation=$(for each in $pid $(pgrep -P $pid); do",
             "tr '\\0' '\\n' 2>/dev/null </proc/$each/environ; done | sed -n s/^MOEHOST_GENERATION=//p | head -n 1);",

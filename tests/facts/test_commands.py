@@ -326,8 +326,7 @@ def test_arguments_reach_the_engine_as_they_are(node):
 
 
 SYSTEMCTL = """case "$*" in
-*--value*) echo {pid} ;;
-show*) echo ActiveState=active ;;
+show*) echo MainPID={pid}; echo ActiveState=active ;;
 esac"""
 
 
@@ -342,7 +341,12 @@ def test_a_running_service_is_known_by_what_its_process_was_started_with(node):
         state = node.ask(ServiceState, unit="llama-server-tiny.service", port=8080)
     finally:
         server.communicate()
-    assert state == {"ActiveState": "active", "generation": "61062d4d67d99f8d", "port_holder": ""}
+    assert state == {
+        "MainPID": str(server.pid),
+        "ActiveState": "active",
+        "generation": "61062d4d67d99f8d",
+        "port_holder": "",
+    }
 
 
 def test_a_port_that_another_program_has(node):
