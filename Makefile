@@ -1,6 +1,6 @@
 # moehost: `make demo` shows it, `make test` proves it, `make` lists the rest.
 .DEFAULT_GOAL := help
-.PHONY: help setup host-packages demo docs test test-quick test-slow test-quickstart test-molecule test-interrupted test-engine test-switch test-nvidia test-trust test-rpc test-faults test-fleet test-bench test-vm lint format lock clean
+.PHONY: help setup host-packages demo bench-deploy docs test test-quick test-slow test-quickstart test-molecule test-interrupted test-engine test-switch test-nvidia test-trust test-rpc test-faults test-fleet test-bench test-vm lint format lock clean
 SHELL := /bin/sh
 
 PYTHON ?= python3
@@ -104,6 +104,9 @@ test-bench: setup $(MODEL) ## Benchmarks of a node: 28 runs, verdicts, the searc
 test-vm: setup $(MODEL) ## A virtual machine with a kernel of its own, over SSH: NUMA, containers, reinstalled, rebooted
 	molecule test --scenario-name vm
 	@cat .sandbox/vm-figures
+
+bench-deploy: setup $(MODEL) ## How long deploys take, beside ansible-core, on 1, 4 and 16 nodes: writes docs/performance.md
+	python -m benchmarks.deploy
 
 lint: setup ## ruff, mypy --strict, shellcheck
 	ruff check .

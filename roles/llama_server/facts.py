@@ -8,7 +8,7 @@ from roles.facts import Texts, from_json
 
 
 class EngineContract(FactBase[dict[str, str]]):
-    """An engine in its own words: `release` (its name), `build` (its build.json), `version` and `help`.
+    """Which engine there is: `release` (its name), `build` (its build.json), and what it says its `version` is.
 
     Empty without one.
 
@@ -18,16 +18,31 @@ class EngineContract(FactBase[dict[str, str]]):
     default = dict
 
     def command(self, engine: str) -> StringCommand:
-        # --help of ik_llama.cpp exits 1, so exit codes say nothing here.
         return StringCommand(
             "cd", QuoteString(engine), "2>/dev/null && test -x bin/llama-server || exit 0;",
             "pwd -P | sed 's,.*/,,'; echo '==='; cat build.json; echo '===';",
-            "bin/llama-server --version 2>&1; echo '==='; bin/llama-server --help 2>&1; true",
+            "bin/llama-server --version 2>&1; true",
         )  # fmt: skip
 
     def process(self, output: list[str]) -> dict[str, str]:
-        release, build, version, text = ("\n".join(output).split("\n===\n", 3) + [""] * 3)[:4]
-        return {"release": release, "build": build, "version": version, "help": text}
+        release, build, version = ("\n".join(output).split("\n===\n", 2) + [""] * 2)[:3]
+        return {"release": release, "build": build, "version": version}
+
+
+class EngineHelp(FactBase[str]):
+    """What an engine says of the flags that it knows.
+
+    + engine: folder of the release
+    """
+
+    default = str
+
+    def command(self, engine: str) -> StringCommand:
+        # --help of ik_llama.cpp exits 1, so exit codes say nothing here.
+        return StringCommand(QuoteString(f"{engine}/bin/llama-server"), "--help 2>&1; true")
+
+    def process(self, output: list[str]) -> str:
+        return "\n".join(output)
 
 
 class ModelHeaders(FactBase[list[dict[str, Any]]]):
@@ -142,8 +157,8 @@ class ServiceState(FactBase[dict[str, Any]]):
     def command(self, unit: str, port: int) -> StringCommand:
         return StringCommand(
             "command -v systemctl >/dev/null || exit 0;",
-            "systemctl show --property", self.properties, QuoteString(unit), ";",
-            "pid=$(systemctl show --property MainPID --value", QuoteString(unit), ");",
+            "said=$(systemctl show --property", self.properties, QuoteString(unit), "); echo \"$said\";",
+            "pid=$(echo \"$said\" | sed -n s/^MainPID=//p);",
             # The main process of a container is Podman's monitor, and the server its child.
             "echo generation=$(for each in $pid $(pgrep -P $pid); do",
             "tr '\\0' '\\n' 2>/dev/null </proc/$each/environ; done | sed -n s/^MOEHOST_GENERATION=//p | head -n 1);",

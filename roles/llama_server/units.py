@@ -58,7 +58,7 @@ class Source:
         + generation: what its process is recognised by
         + engine: link or folder below `/opt/moehost/engine` that a native unit starts; an image is always a release's
         """
-        values = self._values() | {"generation": generation}
+        values = self.values | {"generation": generation}
         if self.service.runtime == "native":
             words = [f"{ENGINE}/{engine}/bin/llama-server", *self.plan.arguments]
             return render("llama_server/llama-server.service.j2", exec_start=exec_line(words), **values)
@@ -76,12 +76,14 @@ class Source:
         words = [*(each.word for each in options), self.image, *self.plan.arguments]
         return render("llama_server/llama-server-podman.service.j2", exec_line=exec_line(words), **values)
 
-    def _values(self) -> dict[str, Any]:
+    @property
+    def values(self) -> dict[str, Any]:
+        """What its templates are told, but for its generation and its command line."""
         placement = self.plan.placement
         return {
             "service": self.service,
             "addresses": self.addresses,
-            "environment": placement.env,
+            "variables": placement.env,
             "model_path": self.model_path,
             "model_dir": self.model_path.rpartition("/")[0],
             "needed_mib": self.plan.needed_mib,

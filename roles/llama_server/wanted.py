@@ -23,6 +23,7 @@ from roles.llama_server.facts import (
     ArgumentsProbe,
     Containers,
     EngineContract,
+    EngineHelp,
     Generated,
     Inputs,
     ModelHeaders,
@@ -160,7 +161,8 @@ def wanted(node: Node, service: Service, index: int, constants: Constants, relea
             raise Refused(
                 f"{where}.port: {service.port} is taken by {program} (pid {pid}); choose another or stop that program"
             )
-        if unknown := engine.unknown_flags(plan.arguments, contract["help"], build["dialect"]):
+        known = host.get_fact(EngineHelp, engine=link)
+        if unknown := engine.unknown_flags(plan.arguments, known, build["dialect"]):
             raise Refused(f"{where}: {name} does not know {', '.join(unknown)}; see server_args")
         arguments = engine.probe_arguments(plan.arguments)
         if refusal := engine.refusal(host.get_fact(ArgumentsProbe, engine=link, arguments=arguments)):

@@ -25,9 +25,9 @@ class Watch(Texts, FactBase[dict[str, str]]):
 
     commands = {
         "units": f"systemctl show --property={PROPERTIES} {EXPORTER} {PROMETHEUS} {TELEMETRY} {TIMER}",
-        "generations": f"for unit in {EXPORTER} {PROMETHEUS}; do "
-        "pid=$(systemctl show --property MainPID --value $unit); "
-        "echo \"$unit $(tr '\\0' '\\n' </proc/$pid/environ | sed -n s/^MOEHOST_GENERATION=//p)\"; done",
+        "generations": f"set -- $(systemctl show --property MainPID --value {EXPORTER} {PROMETHEUS}); "
+        f"for unit in {EXPORTER} {PROMETHEUS}; do "
+        "echo \"$unit $(tr '\\0' '\\n' </proc/$1/environ | sed -n s/^MOEHOST_GENERATION=//p)\"; shift; done",
         "link": f"readlink {LINK}",
         "account": f"getent passwd {ACCOUNT} | cut -d: -f1",
         "cards": CARDS,
@@ -35,9 +35,3 @@ class Watch(Texts, FactBase[dict[str, str]]):
         "listening": "ss -Hltnp",
         "host": "uname -n",
     }
-
-
-def units(text: str) -> dict[str, dict[str, str]]:
-    """Properties of units by their name."""
-    blocks = (dict(line.split("=", 1) for line in block.splitlines() if "=" in line) for block in text.split("\n\n"))
-    return {block["Id"]: block for block in blocks if "Id" in block}

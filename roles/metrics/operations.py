@@ -10,9 +10,9 @@ from pyinfra.api import FunctionCommand, QuoteString, StringCommand, operation
 
 from moehost.settings import Node
 from moehost.settings_metrics import Metrics
-from roles.facts import FileStates, MissingPackages
+from roles.facts import FileStates, MissingPackages, units
 from roles.metrics import wanted
-from roles.metrics.facts import ACCOUNT, EXPORTER, FOLDER, LINK, PROMETHEUS, RECORD, TIMER, Watch, units
+from roles.metrics.facts import ACCOUNT, EXPORTER, FOLDER, LINK, PROMETHEUS, RECORD, TIMER, Watch
 from roles.operations import files, packages, refuse, shell
 
 # How long a program may take to answer after its start.

@@ -12,14 +12,16 @@ from roles.models.operations import TOKEN, owned, stored
 from roles.models.verification import LIBRARY, inspected
 from roles.operations import files
 
+# What fetches, tries plans and inspects on the node.
+MODULES = sorted({*fetch.MODULES, *rehearse.MODULES, *inspection.MODULES})
+
 
 @deploy("Models")
 def models(node: Node) -> None:
     package = Path(moehost.__file__).parent
-    modules = sorted({*fetch.MODULES, *rehearse.MODULES, *inspection.MODULES})
     files(
         name="Install the programs that fetch models and try plans",
-        contents={f"{LIBRARY}/moehost/{each}.py": (package / f"{each}.py").read_text() for each in modules},
+        contents={f"{LIBRARY}/moehost/{each}.py": (package / f"{each}.py").read_text() for each in MODULES},
     )
     if node.hf_token_file:
         files(

@@ -8,7 +8,7 @@ from pyinfra.api import FactBase, QuoteString, StringCommand
 
 from moehost.confined import FETCHER
 from moehost.store import Manifest
-from roles.facts import from_json
+from roles.facts import from_json, units
 
 
 class StoredModel(FactBase[Manifest | None]):
@@ -59,8 +59,8 @@ class GoodFiles(FactBase[dict[str, str]]):
 
 
 class Inspection(FactBase[dict[str, str]]):
-    """The regular inspection: is its timer `enabled` and `active`, has it `failed`, needs systemd a `reload`, is a
-    model `damaged` (`yes` or `no`).
+    """The regular inspection: is its timer `enabled` and `active`, has it `failed` (else another state of systemd's),
+    needs systemd a `reload`, is a model `damaged` (`yes` or `no`).
 
     + store: the model store
     """
@@ -70,16 +70,20 @@ class Inspection(FactBase[dict[str, str]]):
     def command(self, store: str) -> StringCommand:
         return StringCommand(
             "command -v systemctl >/dev/null || exit 0;",
-            "echo enabled=$(systemctl is-enabled moehost-verify.timer 2>/dev/null);",
-            "echo active=$(systemctl is-active moehost-verify.timer);",
-            "echo failed=$(systemctl is-failed moehost-verify.service);",
-            "echo reload=$(systemctl show --property NeedDaemonReload --value moehost-verify.timer",
-            "moehost-verify.service | grep -m 1 yes);",
-            "echo damaged=$(ls", QuoteString(store), "/*/damaged.json >/dev/null 2>&1 && echo yes || echo no)",
+            "systemctl show --property Id,UnitFileState,ActiveState,NeedDaemonReload moehost-verify.timer",
+            f"moehost-verify.service; ls {shlex.quote(store)}/*/damaged.json 2>/dev/null; true",
         )  # fmt: skip
 
     def process(self, output: list[str]) -> dict[str, str]:
-        return dict(line.split("=", 1) for line in output if "=" in line)
+        found = units("\n".join(output))
+        timer, service = (found.get(f"moehost-verify.{kind}", {}) for kind in ("timer", "service"))
+        return {
+            "enabled": timer.get("UnitFileState", ""),
+            "active": timer.get("ActiveState", ""),
+            "failed": service.get("ActiveState", ""),
+            "reload": "yes" if any(unit.get("NeedDaemonReload") == "yes" for unit in found.values()) else "no",
+            "damaged": "yes" if any(line.endswith("/damaged.json") for line in output) else "no",
+        }
 
 
 class Catalogue(FactBase[list[dict[str, Any]]]):

@@ -75,11 +75,15 @@ def debian(suite: str, packages: tuple[str, ...], customize: tuple[str, ...], ta
     run([*command, *options, suite, str(tar), *sources])
 
 
-def image(say: Say, suite: str = SUITES[0]) -> str:
-    """The image of a fresh node, made when it is not there yet: `SANDBOX_IMAGE`, or one after the recipe above."""
+def image(say: Say, suite: str = SUITES[0], further: tuple[str, ...] = ()) -> str:
+    """The image of a fresh node, made when it is not there yet: `SANDBOX_IMAGE`, or one after the recipe above.
+
+    + further: packages that it has beyond those of the recipe
+    """
     if chosen := os.environ.get("SANDBOX_IMAGE"):
         return chosen
-    reference = f"{REPOSITORY}:{recipe_hash(suite, PACKAGES, CUSTOMIZE)}"
+    packages = (*PACKAGES, *further)
+    reference = f"{REPOSITORY}:{recipe_hash(suite, packages, CUSTOMIZE)}"
     LOCK.parent.mkdir(parents=True, exist_ok=True)
     # Two sandboxes that start at the same time wait for one image.
     with LOCK.open("w") as lock, tempfile.TemporaryDirectory(prefix="moehost-") as folder:
@@ -89,7 +93,7 @@ def image(say: Say, suite: str = SUITES[0]) -> str:
         need("mmdebstrap", "podman")
         say(f"making the image {reference} (Debian {suite}, about a minute, once)")
         tar, started = Path(folder, "root.tar"), time.monotonic()
-        debian(suite, PACKAGES, CUSTOMIZE, tar)
+        debian(suite, packages, CUSTOMIZE, tar)
         _podman("import", "--quiet", str(tar), reference)
         say(f"made the image in {time.monotonic() - started:.0f} s")
     return reference
@@ -111,13 +115,16 @@ def runtime_arguments() -> list[str]:
     return arguments
 
 
-def up(name: str, say: Say, suite: str = SUITES[0]) -> None:
-    """Start the sandbox `name`, or leave it running; returns when systemd has started in it."""
+def up(name: str, say: Say, suite: str = SUITES[0], further: tuple[str, ...] = ()) -> None:
+    """Start the sandbox `name`, or leave it running; returns when systemd has started in it.
+
+    + further: packages that a fresh one has beyond those of the recipe
+    """
     if state(name) == "running":
         say(f"{name} is running")
         return
     if state(name) is None:
-        reference = image(say, suite)
+        reference = image(say, suite, further)
         say(f"starting {name}")
         # Privileged: the hardened units inside set up mounts, namespaces and filters of their own.
         options = ["--privileged", "--systemd=always", "--label", LABEL, "--hostname", name, "--name", name]

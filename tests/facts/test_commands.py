@@ -23,7 +23,14 @@ from roles.firewall.facts import Access, Filter
 from roles.fleet.facts import Serving
 from roles.host_tuning.facts import Topology
 from roles.ik_llama.facts import Build, Images, Mirrors, PackageCandidates, PackagedEngine, PackagedWorker, Releases
-from roles.llama_server.facts import ArgumentsProbe, EngineContract, Inputs, InstalledServices, ServiceState
+from roles.llama_server.facts import (
+    ArgumentsProbe,
+    EngineContract,
+    EngineHelp,
+    Inputs,
+    InstalledServices,
+    ServiceState,
+)
 from roles.models.facts import Fetch, StoredModel, Strangers
 from roles.rpc_worker.facts import Answering, Connected, InstalledWorkers, Waiting, Worker
 
@@ -308,7 +315,8 @@ def test_an_engine_in_its_own_words_whatever_it_exits_with(node):
     node.write("/opt/moehost/engine/current/bin/llama-server", script, mode=0o755)
     contract = node.ask(EngineContract, engine="/opt/moehost/engine/current")
     assert json.loads(contract["build"]) == {"dialect": "ik"}
-    assert (contract["version"], contract["help"]) == ("version: 4840 (8337e4cd3)", "  -c N  context")
+    assert contract["version"] == "version: 4840 (8337e4cd3)"
+    assert node.ask(EngineHelp, engine="/opt/moehost/engine/current") == "  -c N  context"
 
 
 def test_arguments_reach_the_engine_as_they_are(node):
@@ -322,8 +330,7 @@ def test_arguments_reach_the_engine_as_they_are(node):
 
 
 SYSTEMCTL = """case "$*" in
-*--value*) echo {pid} ;;
-show*) echo ActiveState=active ;;
+show*) echo MainPID={pid}; echo ActiveState=active ;;
 esac"""
 
 
@@ -338,7 +345,12 @@ def test_a_running_service_is_known_by_what_its_process_was_started_with(node):
         state = node.ask(ServiceState, unit="llama-server-tiny.service", port=8080)
     finally:
         server.communicate()
-    assert state == {"ActiveState": "active", "generation": "61062d4d67d99f8d", "port_holder": ""}
+    assert state == {
+        "MainPID": str(server.pid),
+        "ActiveState": "active",
+        "generation": "61062d4d67d99f8d",
+        "port_holder": "",
+    }
 
 
 def test_a_port_that_another_program_has(node):

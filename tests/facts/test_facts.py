@@ -107,6 +107,7 @@ OF_NOTHING = {
     "llama_server.facts.ArgumentsProbe": "",
     "llama_server.facts.Containers": {"podman": "", "image": ""},
     "llama_server.facts.EngineContract": {},
+    "llama_server.facts.EngineHelp": "",
     "llama_server.facts.Generated": {"unit": "", "said": ""},
     "llama_server.facts.Inputs": "",
     "llama_server.facts.InstalledServices": [],

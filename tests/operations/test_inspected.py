@@ -9,8 +9,8 @@ from roles.models.verification import TIMER, UNIT, UNITS, inspected, units
 from roles.operations import file_state
 from tests.operations.plain import play
 
-WAITS = {"enabled": "enabled", "active": "active", "failed": "inactive", "reload": "", "damaged": "no"}
-NONE = {"enabled": "", "active": "inactive", "failed": "inactive", "reload": "", "damaged": "no"}
+WAITS = {"enabled": "enabled", "active": "active", "failed": "inactive", "reload": "no", "damaged": "no"}
+NONE = {"enabled": "", "active": "inactive", "failed": "inactive", "reload": "no", "damaged": "no"}
 
 
 def run(how_often="monthly", there=WAITS, installed="monthly"):

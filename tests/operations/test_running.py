@@ -18,6 +18,7 @@ from roles.llama_server import operations
 from roles.llama_server.facts import (
     ArgumentsProbe,
     EngineContract,
+    EngineHelp,
     Inputs,
     ModelHeaders,
     Rehearsal,
@@ -60,6 +61,7 @@ def run(*states, contract=CONTRACT, probe=TAKEN, inputs="engine\nmodel\nkeys", f
         Machine: machine(cards),
         FileContents: more.pop("before", None),
         EngineContract: contract,
+        EngineHelp: contract.get("help"),
         ServiceState: in_turn(*states),
         Inputs: inputs,
         ArgumentsProbe: probe,

@@ -9,7 +9,15 @@ from moehost import settings, switch
 from moehost.speed import PUBLISHED
 from roles.facts import Machine
 from roles.ik_llama.facts import Releases
-from roles.llama_server.facts import ArgumentsProbe, EngineContract, Inputs, ModelHeaders, ServiceState, Switch
+from roles.llama_server.facts import (
+    ArgumentsProbe,
+    EngineContract,
+    EngineHelp,
+    Inputs,
+    ModelHeaders,
+    ServiceState,
+    Switch,
+)
 from roles.llama_server.switch import switched
 from roles.models.facts import StoredModel
 from tests.fixtures.planned_node import CONTRACT, HEADERS, MANIFEST, TAKEN, machine
@@ -30,6 +38,7 @@ def run(releases=(THERE,), switching=IDLE, contract=CONTRACT, state=RUNNING, **e
         ModelHeaders: HEADERS,
         Machine: machine(0),
         EngineContract: lambda engine: contract and {**contract, "release": "new"},
+        EngineHelp: contract.get("help"),
         ServiceState: state,
         Inputs: lambda engine, model_dir, keys: f"releases/{Path(engine).name}",
         ArgumentsProbe: TAKEN,

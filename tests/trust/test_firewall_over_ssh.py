@@ -34,6 +34,9 @@ PROXY = """\
 [Service]
 ExecStart=/usr/lib/systemd/systemd-socket-proxyd 127.0.0.1:22
 """
+# Each session of SSH, which is a command or a transfer of files, is a line in the journal.
+COUNTED = "/etc/ssh/sshd_config.d/count.conf"
+AT_MOST = 60
 CUT_OFF = "firewall: no new connection comes through the new rules; the rules from before are back in "
 
 
@@ -86,6 +89,7 @@ def remote(node, address, without_gateway, tmp_path_factory) -> Iterator[Remote]
     public = (folder / "key.pub").read_text().strip()
     node.run("apt-get install --yes --quiet --no-install-recommends openssh-server nftables >/dev/null 2>&1")
     node.run(f"install -D -m 600 /dev/null /root/.ssh/authorized_keys; echo '{public}' >/root/.ssh/authorized_keys")
+    node.run(f"echo 'LogLevel VERBOSE' >{COUNTED}")
     for name, text in (("forward-ssh.socket", SOCKET), ("forward-ssh.service", PROXY)):
         node.run(f"printf '%s' '{text}' >/etc/systemd/system/{name}")
     node.run(
@@ -97,7 +101,7 @@ def remote(node, address, without_gateway, tmp_path_factory) -> Iterator[Remote]
     yield found
     changes(node.deploy(without_doors(node)))
     node.run("systemctl disable --quiet --now forward-ssh.socket; systemctl stop forward-ssh.service")
-    node.run("rm -r /etc/systemd/system/forward-ssh.* /root/.ssh && systemctl daemon-reload")
+    node.run(f"rm -r /etc/systemd/system/forward-ssh.* /root/.ssh {COUNTED} && systemctl daemon-reload")
     node.run("apt-get purge --yes --quiet openssh-server >/dev/null 2>&1")
     assert table(node) == ""
 
@@ -178,6 +182,17 @@ def test_the_next_deploy_is_a_good_one(remote, node):
     assert changes(remote.deploy(policy="closed", open_ports=[FORWARDER, 8001])) == GUARD
     assert changes(remote.deploy(policy="closed", open_ports=[FORWARDER, 8001])) == []
     assert "8001" in table(node)
+
+
+def test_a_deploy_with_nothing_to_do_asks_little(remote, node):
+    before = sessions(node)
+    assert changes(remote.deploy(policy="closed", open_ports=[FORWARDER, 8001])) == []
+    assert 0 < sessions(node) - before <= AT_MOST
+
+
+def sessions(node: Node) -> int:
+    """How many sessions of SSH the node has had."""
+    return int(node.run("journalctl --quiet --output cat | grep -c '^Starting session: ' || true"))
 
 
 def test_who_would_certainly_be_locked_out_is_refused_before(remote, node):
