@@ -13,6 +13,7 @@ from roles.node import this_node
 from roles.notify import notify
 from roles.nvidia_container_toolkit import nvidia_container_toolkit
 from roles.nvidia_driver import nvidia_driver
+from roles.router import router
 
 if node := this_node():
     base(node)
@@ -24,6 +25,7 @@ if node := this_node():
     host_tuning(node)
     llama_server(node)
     gateway(node)
+    router(node)
     firewall(node)
     metrics(node)
     notify(node)

@@ -69,7 +69,7 @@ def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
 def is_needed(node: Node) -> bool:
     """Whether a node has a table: not where everything is on loopback and nothing else is to be closed."""
     if node.firewall.policy == "services":
-        return node.gateway is not None or any(not each.is_on_loopback for each in node.services)
+        return bool(node.gateway or node.router) or any(not each.is_on_loopback for each in node.services)
     return node.firewall.policy == "closed"
 
 
@@ -112,6 +112,8 @@ def _guarded(node: Node) -> Iterable[Door]:
     """The ports of moehost's own: whoever they are not for is dropped, whatever else is open."""
     if node.gateway:
         yield Door("the gateway", (node.gateway.port,), _sources(node.gateway.allow_from))
+    if node.router:
+        yield Door("the router", (node.router.port,), _sources(node.router.allow_from))
     opened = tuple(each.port for each in node.services if not each.is_on_loopback)
     if opened:
         yield Door("services with a host beyond loopback", opened, _sources(node.firewall.allow_from))
