@@ -1,6 +1,6 @@
 # moehost: `make demo` shows it, `make test` proves it, `make` lists the rest.
 .DEFAULT_GOAL := help
-.PHONY: help setup host-packages demo test test-quick test-slow test-molecule test-interrupted test-engine test-switch test-nvidia test-trust test-router test-faults test-bench test-vm lint format lock clean
+.PHONY: help setup host-packages demo test test-quick test-slow test-molecule test-interrupted test-engine test-switch test-nvidia test-trust test-router test-faults test-fleet test-bench test-vm lint format lock clean
 SHELL := /bin/sh
 
 PYTHON ?= python3
@@ -43,7 +43,7 @@ demo: setup ## Start the sandbox, provision it, ask its model something
 
 test: lint test-quick test-slow $(MODEL) ## Everything
 	@echo "== Containers, three suites at a time: what each of them says comes when it is through"
-	$(MAKE) --no-print-directory --jobs=3 --output-sync=target test-trust test-router test-engine test-faults test-interrupted test-switch test-nvidia test-molecule
+	$(MAKE) --no-print-directory --jobs=3 --output-sync=target test-trust test-router test-engine test-faults test-interrupted test-switch test-nvidia test-molecule test-fleet
 	@echo "== Benchmarks and an emulated machine: nothing runs beside them"
 	$(MAKE) --no-print-directory test-bench test-vm
 	@echo "== all tests passed"
@@ -86,6 +86,10 @@ test-trust: setup $(MODEL) ## Who gets at a node: gateway, firewall, secrets; me
 test-router: setup $(MODEL) ## A router before three nodes: 50 streams during a switch of engines, drain, affinity, limits
 	molecule test --scenario-name router
 	@cat .sandbox/router-figures
+
+test-fleet: setup $(MODEL) ## Sixteen nodes over SSH: one broken, one slow, two that can't be reached
+	pytest tests/fleet
+	@cat .sandbox/fleet-figures
 
 test-bench: setup $(MODEL) ## Benchmarks of a node: 28 runs, verdicts, the search for the best configuration; reports in a browser
 	PYTHON=$(PYTHON) scripts/host-packages browser

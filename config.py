@@ -1,4 +1,4 @@
-"""pyinfra settings, and two things that pyinfra does otherwise: INVENTORY may be a directory, containers stay."""
+"""pyinfra settings, and what it does otherwise: INVENTORY may be a directory, containers stay, JSON says more."""
 
 from pathlib import Path
 from typing import Any
@@ -6,6 +6,8 @@ from typing import Any
 from pyinfra import config
 from pyinfra.connectors.docker import DockerConnector
 from pyinfra_cli import cli
+
+from roles import timing
 
 config.REQUIRE_PYINFRA_VERSION = "~=3.10.0"
 
@@ -32,3 +34,5 @@ def find_container(connector: DockerConnector, name: str) -> tuple[str, bool]:
 
 
 DockerConnector._find_start_docker_container = find_container  # type: ignore[method-assign]
+
+timing.install(cli)

@@ -1,6 +1,7 @@
 """What several roles ask a node."""
 
 import json
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from pyinfra.api import FactBase, QuoteString, StringCommand
@@ -135,6 +136,12 @@ class PathsThere(FactBase[list[str]]):
 
     def process(self, output: list[str]) -> list[str]:
         return output
+
+
+def together(parts: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
+    """The commands of several such facts for one, with keys `<part>.<key>`."""
+    # Each in a shell of its own: one that ends early does not end the others.
+    return {f"{part}.{key}": f"( {text} )" for part, those in parts.items() for key, text in those.items()}
 
 
 class SourceState(FactBase[dict[str, Any]]):

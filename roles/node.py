@@ -26,9 +26,10 @@ def this_node() -> settings.Node | None:
         lines = error.lines
     for line in lines:
         host.log_styled(line, fg="red", log_func=logger.error)
-    # As State.fail_hosts does, without its question on the terminal.
-    state.failed_hosts.add(host)
-    state.active_hosts.discard(host)
+    # As State.fail_hosts does, without its question on the terminal. `host` is whichever host a deploy is at.
+    this = state.inventory.get_host(host.name)
+    state.failed_hosts.add(this)
+    state.active_hosts.discard(this)
     if not state.active_hosts:
         raise PyinfraError("no host has settings to work with")
     return None

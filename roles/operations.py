@@ -1,10 +1,12 @@
 """What several roles do to a node."""
 
+import fcntl
 import hashlib
 import logging
+import os
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from pyinfra.operations import apt
 from pyinfra.operations.util.files import generate_color_diff
 
 import moehost
+from moehost.deploying import TURNS
 from roles.facts import DpkgAudit, FileStates, MissingPackages
 
 # A board with 768 GB of memory trains it for ten minutes.
@@ -77,12 +80,28 @@ def sent(folder: str, modules: Iterable[str], beside: dict[str, Path], mode: str
 
 def rebooted(reasons: str) -> Iterator[Any]:
     """Reboot the node, and wait until it answers again, with another boot than before."""
-    logger.warning("[%s] rebooting: %s", host.name, reasons)
-    boots: list[str] = []
-    yield FunctionCommand(_noted_boot, (boots,), {})
-    # Beside the connection, which ends with it.
-    yield "( sleep 1 && reboot ) </dev/null >/dev/null 2>&1 &"
-    yield FunctionCommand(_came_back, (boots,), {})
+    with _turn():
+        logger.warning("[%s] rebooting: %s", host.name, reasons)
+        boots: list[str] = []
+        yield FunctionCommand(_noted_boot, (boots,), {})
+        # Beside the connection, which ends with it.
+        yield "( sleep 1 && reboot ) </dev/null >/dev/null 2>&1 &"
+        yield FunctionCommand(_came_back, (boots,), {})
+
+
+@contextmanager
+def _turn() -> Iterator[None]:
+    """One machine reboots after the other also where each is deployed by a process of its own (`moehost deploy`)."""
+    if TURNS not in os.environ or not state.is_executing:
+        yield  # `_serial` of the operation sees to it
+        return
+    with Path(os.environ[TURNS]).open("w") as lock:
+        while True:
+            with suppress(BlockingIOError):
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            time.sleep(2)
+        yield
 
 
 def _noted_boot(state: Any, host: Any, boots: list[str]) -> bool:

@@ -3,7 +3,7 @@
 from pyinfra.api import FactBase
 
 from roles.doctor.facts import Condition
-from roles.facts import Machine, Texts
+from roles.facts import Machine, Texts, together
 from roles.host_tuning.facts import Topology
 from roles.nvidia_container_toolkit.facts import ContainerToolkit
 from roles.nvidia_driver.facts import Driver
@@ -21,5 +21,4 @@ PARTS: dict[str, type[Texts]] = {
 class Doctor(Texts, FactBase[dict[str, str]]):
     """The texts of several facts, as `<part>.<key>`."""
 
-    # Each in a shell of its own: one that ends early does not end the others.
-    commands = {f"{part}.{key}": f"( {text} )" for part, fact in PARTS.items() for key, text in fact.commands.items()}
+    commands = together({part: fact.commands for part, fact in PARTS.items()})

@@ -10,6 +10,7 @@ import click
 from moehost import (
     cli_autoinstall,
     cli_bench,
+    cli_deploy,
     cli_doctor,
     cli_engine,
     cli_facts,
@@ -23,6 +24,7 @@ from moehost import (
     cli_plan,
     cli_report,
     cli_router,
+    cli_status,
     cli_tune,
     cli_vm,
     reference,
@@ -38,16 +40,19 @@ from moehost.terminal import FAILED, hosts, say, stop
 def main() -> None:
     """Provision homelab machines to serve 400B-class mixture-of-experts models.
 
-    The machines themselves are provisioned by pyinfra:
+    The machines themselves are provisioned by pyinfra; many of them at a time by `moehost deploy`:
 
     \b
         pyinfra inventory deploy.py          plan, ask, apply
         pyinfra inventory deploy.py --dry    plan only
+        moehost deploy --serial 1            one node after the other
     """
 
 
 main.add_command(cli_plan.plan)
 main.add_command(cli_plan.calibrate)
+main.add_command(cli_deploy.deploy)
+main.add_command(cli_status.status)
 main.add_command(cli_engine.engine)
 main.add_command(cli_doctor.doctor)
 main.add_command(cli_facts.facts)

@@ -8,7 +8,8 @@ from datetime import datetime
 
 import click
 
-from moehost.routing import WAIT_S, WELL_S, NotDoneError, Routers, Seen, routers
+from moehost.rolling import RouterError
+from moehost.routing import WAIT_S, WELL_S, Routers, Seen, routers
 from moehost.terminal import FAILED, host_of, hosts, say, stop
 
 _inventory = click.option("--inventory", default="inventory", show_default=True, help="Where hosts are looked up.")
@@ -36,7 +37,7 @@ def status(as_json: bool, inventory: str) -> None:
     there = _routers(inventory)
     try:
         seen = there.seen()
-    except NotDoneError as error:
+    except RouterError as error:
         stop(str(error), code=FAILED)
     if as_json:
         click.echo(json.dumps({host: vars(each) for host, each in seen.items()}, indent=2))
@@ -82,7 +83,7 @@ def drain(nodes: tuple[str, ...], minutes: int | None, wait: int, inventory: str
     there, names = _named(nodes, inventory)
     try:
         there.drain(names, minutes, wait)
-    except NotDoneError as error:
+    except RouterError as error:
         stop(str(error), code=FAILED)
     say(f"{', '.join(names)}: no request is under way, and none comes; moehost router ready ends that")
 
@@ -103,7 +104,7 @@ def ready(nodes: tuple[str, ...], wait: int, inventory: str) -> None:
     there, names = _named(nodes, inventory)
     try:
         there.ready(names, wait)
-    except NotDoneError as error:
+    except RouterError as error:
         stop(str(error), code=FAILED)
     say(f"{', '.join(names)}: gets requests")
 

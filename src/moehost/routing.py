@@ -9,6 +9,7 @@ from typing import Any
 
 from moehost import settings
 from moehost.results import label
+from moehost.rolling import RouterError
 from moehost.settings_access import Router
 from moehost.terminal import ask_hosts, pyinfra, reason
 
@@ -16,10 +17,6 @@ FACT = "roles.router.facts.Balance"
 DEPLOY = "roles/router/turn.py"
 # How long a drain waits for requests to end, and how long a node that comes back is waited for, seconds.
 WAIT_S, WELL_S = 3600, 60
-
-
-class NotDoneError(RuntimeError):
-    """A router did not do as it was told; one line that says why."""
 
 
 @dataclass(frozen=True)
@@ -54,23 +51,23 @@ class Routers:
     def drain(self, nodes: Sequence[str], lease_minutes: int | None = None, wait_s: float = WAIT_S) -> None:
         """Send these nodes no new requests, and wait until they have none; again, it renews the lease.
 
-        Raises NotDoneError.
+        Raises RouterError.
         """
         for host, names in self.before(nodes).items():
             minutes = lease_minutes or self.wishes[host].drain_minutes
             self._turn(host, names, do="drain", lease_s=minutes * 60, wait_s=wait_s)
 
     def ready(self, nodes: Sequence[str], wait_s: float = WELL_S) -> None:
-        """Send these nodes requests again, as soon as they are well. Raises NotDoneError."""
+        """Send these nodes requests again, as soon as they are well. Raises RouterError."""
         for host, names in self.before(nodes).items():
             self._turn(host, names, do="ready", lease_s=0, wait_s=wait_s)
 
     def drained(self) -> list[str]:
-        """The nodes that get no new requests. Raises NotDoneError."""
+        """The nodes that get no new requests. Raises RouterError."""
         return [name for seen in self.seen().values() for name in seen.drained]
 
     def seen(self) -> dict[str, Seen]:
-        """What each router says of itself. Raises NotDoneError."""
+        """What each router says of itself. Raises RouterError."""
         if not self.wishes:
             return {}
         answers, reasons = ask_hosts(self.wishes, self._inventory, FACT)
@@ -82,7 +79,7 @@ class Routers:
             except ValueError:
                 state = texts.get("state", "").strip()
                 why = reasons.get(host) or (f"its router is {state}" if state else "it gave no answer")
-                raise NotDoneError(f"{host}: can't be asked: {why}") from None
+                raise RouterError(f"{host}: can't be asked: {why}") from None
             names = {label(name): name for name in wish.nodes}
             nodes = {names[each]: node for each, node in said["nodes"].items() if each in names}
             found[host] = Seen(nodes, said["models"], said["workers"])
@@ -93,7 +90,7 @@ class Routers:
         words = [word for key, value in data.items() for word in ("--data", f"x_{key}={value}")]
         done = pyinfra(self._inventory, "--limit", host, DEPLOY, *words, "-y")
         if done.returncode:
-            raise NotDoneError(f"{host}: {order['do']} of {', '.join(nodes)}: {reason(done.stderr)}")
+            raise RouterError(f"{host}: {order['do']} of {', '.join(nodes)}: {reason(done.stderr)}")
 
 
 def routers(inventory: str, hosts: Mapping[str, Mapping[str, Any]]) -> Routers:

@@ -48,6 +48,11 @@ def pyinfra_json(*arguments: str) -> tuple[Any, str]:
 
 def hosts(inventory: str) -> dict[str, dict[str, Any]]:
     """The hosts of an inventory with their data, as pyinfra itself reads them; ends where it can't."""
+    return {each["name"]: each["data"] for each in inventoried(inventory)}
+
+
+def inventoried(inventory: str) -> list[dict[str, Any]]:
+    """The hosts of an inventory in its order: `name`, `groups` and `data`; ends where pyinfra can't read it."""
     path = Path(inventory, "hosts.py") if Path(inventory).is_dir() else Path(inventory)
     if not path.is_file():
         stop(f"{path}: there is no such file")
@@ -56,7 +61,7 @@ def hosts(inventory: str) -> dict[str, dict[str, Any]]:
         stop(f"{path}: pyinfra can't read it: {reason(talk)}")
     if not found:
         stop(f"{path}: names no host")
-    return {each["name"]: each["data"] for each in found}
+    return list(found)
 
 
 def reason(talk: str) -> str:

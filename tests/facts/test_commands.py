@@ -19,6 +19,7 @@ from roles.doctor import Doctor
 from roles.doctor.facts import Condition
 from roles.facts import DpkgAudit, FileStates, Machine, MissingPackages, OsRelease, SourceState, from_json
 from roles.firewall.facts import Access, Filter
+from roles.fleet.facts import Serving
 from roles.host_tuning.facts import Topology
 from roles.ik_llama.facts import Build, Images, Mirrors, PackageCandidates, PackagedEngine, Releases
 from roles.llama_server.facts import ArgumentsProbe, EngineContract, Inputs, InstalledServices, ServiceState
@@ -568,3 +569,34 @@ def test_what_is_not_as_it_should_be_is_none(text, kind):
     assert from_json(text, kind) is None
     assert from_json('{"a": 1}') == {"a": 1}
     assert from_json("[1]", list) == [1]
+
+
+UNIT_CAT = """\
+[Service]
+ExecStart=/opt/moehost/engine/current/bin/llama-server -m m.gguf
+ExecStartPost=/usr/local/libexec/moehost/wait-ready http://127.0.0.1:8080 600
+ExecStartPost=/usr/local/libexec/moehost/warm-up http://127.0.0.1:8080 900 64
+ExecStartPost=CARDS 900 700
+"""
+
+
+def test_services_are_asked_at_their_own_addresses_and_cards_by_their_own_check(node):
+    node.write("/unit", UNIT_CAT.replace("CARDS", node.write("/cards-in-use", "", 0o755)))
+    node.program(
+        "systemctl",
+        f"""case "$*" in
+        list-unit-files*) echo "llama-server-tiny.service enabled enabled" ;;
+        list-units*) echo "llama-server-tiny.service loaded active running x"; echo "llama-server-bare.service x" ;;
+        "cat llama-server-tiny.service") cat {node.folder}/unit ;;
+        esac""",
+    )
+    node.program("curl", 'case "$*" in *"http://127.0.0.1:8080/health") printf 503 ;; *) printf 000 ;; esac')
+    # One without an address is no service that could answer.
+    assert node.ask(Serving) == {"answers": "llama-server-tiny.service 503\n", "cards": ""}
+    node.write("/cards-in-use", '#!/bin/sh\necho "CUDA1 holds 3 MiB, least $2" >&2; exit 1\n', 0o755)
+    assert node.ask(Serving)["cards"] == "llama-server-tiny.service CUDA1 holds 3 MiB, least 700\n"
+
+
+def test_a_node_without_systemd_has_no_services(node):
+    node.program("systemctl", "exit 1")
+    assert node.ask(Serving) == {"answers": "", "cards": ""}

@@ -117,6 +117,7 @@ OF_NOTHING = {
     "metrics.facts.Watch": dict.fromkeys(
         ["units", "generations", "link", "account", "cards", "record", "listening", "host"], ""
     ),
+    "fleet.facts.Serving": {"answers": "", "cards": ""},
     "models.facts.Fetch": {},
     "models.facts.GoodFiles": {},
     "models.facts.Inspection": {},

@@ -36,6 +36,7 @@ PLAIN = {
     "metrics.operations.watched": "test_metrics.py",
     "metrics.operations.unwatched": "test_metrics.py",
     "notify.operations.silent": "test_metrics.py",
+    "fleet.operations.looked": "test_looked.py",
     "notify.operations.told": "test_metrics.py",
     "nvidia_driver.operations.driver": "test_nvidia_driver.py",
     "nvidia_container_toolkit.operations.toolkit": "test_toolkit.py",

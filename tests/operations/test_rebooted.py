@@ -1,11 +1,13 @@
 """A reboot by a deploy: it is over when the node answers with another boot, whatever happens to connections."""
 
+import fcntl
 from types import SimpleNamespace
 
 import pytest
 from pyinfra.context import ctx_host, ctx_state
 from pyinfra_testing.util import FakeState
 
+from moehost.deploying import TURNS
 from roles import operations
 from tests.operations.plain import Host
 
@@ -69,3 +71,27 @@ def test_a_node_that_says_nothing_is_not_rebooted():
     with ctx_state.use(FakeState()), ctx_host.use(node):
         first = next(operations.rebooted("because"))
         assert first.function(None, node, *first.args) is False
+
+
+def test_machines_with_processes_of_their_own_take_turns(monkeypatch, tmp_path, clock):
+    monkeypatch.setenv(TURNS, str(tmp_path / "turns"))
+    state = FakeState()
+    state.is_executing = True
+    with ctx_state.use(state), ctx_host.use(Rebooting("one\n")), (tmp_path / "turns").open("w") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        # The other one is through after a minute.
+        monkeypatch.setattr(operations.time, "sleep", lambda seconds: slept(seconds))
+
+        def slept(seconds):
+            clock[0] += seconds
+            if clock[0] >= 60:
+                fcntl.flock(other, fcntl.LOCK_UN)
+
+        steps = operations.rebooted("because")
+        next(steps)
+        assert clock[0] == 60
+        # It is this one's turn until it is back.
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        assert len(list(steps)) == 2
+        fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)

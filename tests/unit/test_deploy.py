@@ -220,7 +220,12 @@ def test_a_plan_without_a_mistake_exits_well(tmp_path):
 
 def test_no_host_with_right_settings_is_left(tmp_path):
     run = Run(tmp_path, {"one": {"servces": []}, "two": {"models_dir": "srv"}}, "-y")
-    assert (run.code, run.data) == (1, "")
+    assert (run.code, run.results["totals"]["hosts"]) == (1, 0)
+    assert run.results["failed_hosts"] == ["@fake/one", "@fake/two"]
+    assert {name: each["failed"] for name, each in json.loads(run.data)["hosts"].items()} == {
+        "@fake/one": "servces: unknown setting; did you mean 'services'?",
+        "@fake/two": "models_dir: 'srv': write an absolute path of letters, digits and ._-, without ..",
+    }
     assert "servces: unknown setting; did you mean 'services'?" in run.said_of("one")
     assert any(line.startswith("models_dir: 'srv': ") for line in run.said_of("two"))
     assert "Starting operation" not in run.talk

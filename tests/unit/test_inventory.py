@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -39,10 +40,71 @@ def test_a_folder_is_an_inventory(spelling):
 
 def test_group_data_beside_the_folders_hosts_is_found(tmp_path):
     shutil.copy(ROOT / "config.py", tmp_path)
+    (tmp_path / "roles").symlink_to(ROOT / "roles")
     (tmp_path / "inventory/group_data").mkdir(parents=True)
     (tmp_path / "inventory/hosts.py").write_text("gpu_nodes = ['epyc.home.arpa']\n")
     (tmp_path / "inventory/group_data/gpu_nodes.py").write_text("models_dir = '/data/models'\n")
     assert hosts("inventory", folder=tmp_path)["epyc.home.arpa"]["data"]["models_dir"] == "/data/models"
+
+
+FLEET = """\
+fast = ["epyc1.home.arpa", ("epyc2.home.arpa", {"models_dir": "/own"})]
+spare = ["old.home.arpa"]
+gpu_nodes = fast + spare
+"""
+GROUP_DATA = {
+    "all": "models_dir = '/of/all'\ngpu = 'off'\nallow_reboot = True\n",
+    "fast": "models_dir = '/of/fast'\ngpu = 'require'\n",
+    "gpu_nodes": "gpu = 'auto'\n",
+}
+
+
+def test_settings_of_groups_merge_as_the_page_on_fleets_says(tmp_path):
+    (tmp_path / "group_data").mkdir()
+    (tmp_path / "fleet.py").write_text(FLEET)
+    for name, text in GROUP_DATA.items():
+        (tmp_path / f"group_data/{name}.py").write_text(text)
+    code, data, _ = check(tmp_path / "fleet.py", "--json")
+    assert code == 0
+    found = {name: (each["models_dir"], each["gpu"], each["allow_reboot"]) for name, each in json.loads(data).items()}
+    # Order of the file; the host's own first, then a later group before an earlier one, then all.
+    assert list(found.items()) == [
+        ("epyc1.home.arpa", ("/of/fast", "auto", True)),
+        ("epyc2.home.arpa", ("/own", "auto", True)),
+        ("old.home.arpa", ("/of/all", "auto", True)),
+    ]
+    # A group of the file's own name comes last, and beats them.
+    (tmp_path / "group_data/fleet.py").write_text("gpu = 'require'\nmodels_dir = '/of/the/file'\n")
+    found = json.loads(check(tmp_path / "fleet.py", "--json")[1])
+    assert [(each["models_dir"], each["gpu"]) for each in found.values()] == [
+        ("/of/the/file", "require"),
+        ("/own", "require"),
+        ("/of/the/file", "require"),
+    ]
+    # Mistakes in a group's are named for each host that has them.
+    (tmp_path / "group_data/fast.py").write_text("model_dir = '/srv'\n")
+    code, _, talk = check(tmp_path / "fleet.py")
+    assert code == 2
+    assert talk.splitlines() == [
+        f"moehost: {host}.home.arpa: model_dir: unknown setting; did you mean 'models_dir'?"
+        for host in ("epyc1", "epyc2")
+    ]
+
+
+def test_the_example_of_the_page_on_fleets_is_right(tmp_path):
+    hosts_py, of_all, of_fast = re.findall(
+        r"^```python\n(.*?)^```", (ROOT / "docs/fleet.md").read_text(), re.S | re.M
+    )
+    (tmp_path / "group_data").mkdir()
+    for name, text in (("hosts", hosts_py), ("group_data/all", of_all), ("group_data/fast", of_fast)):
+        (tmp_path / f"{name}.py").write_text(text.replace("OWNER/REPO/PATH@COMMIT", f"o/r/m.gguf@{'0' * 40}"))
+    code, data, talk = check(tmp_path, "--json")
+    assert (code, talk) == (0, "")
+    found = json.loads(data)
+    assert list(found) == ["epyc3", "epyc1", "epyc2"]
+    assert [each["tuning"]["huge_pages"] == "static" for each in found.values()] == [False, True, True]
+    assert [each["allow_reboot"] for each in found.values()] == [False, False, True]
+    assert [each["services"][0]["name"] for each in found.values()] == ["qwen"] * 3
 
 
 def test_instances_of_a_molecule_scenario_have_its_settings(tmp_path):
