@@ -12,6 +12,8 @@ PACKAGE = "llama.cpp-tools"
 
 @deploy("Engine")
 def ik_llama(node: Node) -> None:
+    if node.is_router_only:
+        return
     if node.engine.source == "package":
         package_available(name="Have a suite with llama.cpp", package=PACKAGE)
         package_installed(name="Install the packaged llama.cpp", package=PACKAGE, _retries=5, _retry_delay=10)

@@ -44,7 +44,7 @@ class RouterState(FactBase[dict[str, str]]):
         url_host = f"[{host}]" if ":" in host else host
         return StringCommand(
             f"{BALANCER} compare 2>/dev/null;",
-            f"[ ! -e {MAKE_CERTIFICATE} ] || NAME=", QuoteString(certificate), f"{MAKE_CERTIFICATE} look;",
+            f"[ ! -e {MAKE_CERTIFICATE} ] || env", QuoteString(f"NAME={certificate}"), f"{MAKE_CERTIFICATE} look;",
             "echo has_ipv6=$(test -e /proc/net/if_inet6 && echo yes || echo no);",
             f"echo timer=$(systemctl is-active {TIMER});",
             "echo answer=$(curl --silent --max-time 10 --output /dev/null --write-out '%{http_code}'",

@@ -86,7 +86,7 @@ def configured(node: Node, models: list[Model]) -> Iterator[Any]:
     assert wish  # noqa: S101  (a deploy comes here only with one)
     there = host.get_fact(RouterState, **wanted.asked(wish))
     if not wish.certificate_file and there.get("certificate") != "good":
-        yield StringCommand("NAME=", QuoteString(wanted.asked(wish)["certificate"]), MAKE_CERTIFICATE, _sep="")
+        yield StringCommand("env", QuoteString(f"NAME={wanted.asked(wish)['certificate']}"), MAKE_CERTIFICATE)
     reachable = _reachable(wish, models)
     yield from files._inner(contents=wanted.tables(reachable))
     text = wanted.configuration(node, reachable, there.get("has_ipv6") == "yes")

@@ -344,6 +344,11 @@ class Node(Settings):
         return self
 
     @property
+    def is_router_only(self) -> bool:
+        """Whether it stands before other nodes and serves nothing itself, so that it needs no engine."""
+        return self.router is not None and not self.services
+
+    @property
     def has_containers(self) -> bool:
         """Whether a service runs in a container."""
         return any(service.runtime == "container" for service in self.services)
