@@ -5,7 +5,7 @@ from pyinfra.api import deploy
 from moehost import router as domain
 from moehost.settings import Node
 from roles.gateway.operations import owners_list
-from roles.node import routed
+from roles.node import routed, routers
 from roles.operations import files, render
 from roles.proxy import account, handed_over, port_is_free, without_its_unit
 from roles.router import wanted
@@ -15,12 +15,13 @@ from roles.router.operations import configured, gone, known, read, running
 
 @deploy("Router")
 def router(node: Node) -> None:
+    if routers():
+        known(name="Know nodes by their certificates")
     wish = node.router
     if wish is None:
         gone(name="Take away a router that is no longer described")
         return
     models = domain.models(wish, routed(wish))
-    servers = {server.node: server for model in models for server in model.servers}
     port_is_free(name="Look whether its port is free", setting="router.port", unit=UNIT, port=wish.port)
     without_its_unit(name="Install HAProxy", wanted=["haproxy", "openssl"], unit="haproxy.service")
     account(name="Make its account", sysusers=wanted.SYSUSERS, text=render("router/sysusers.conf.j2"), user=ACCOUNT)
@@ -52,6 +53,5 @@ def router(node: Node) -> None:
         mode="644",
         owner="root:root",
     )
-    known(name="Know the nodes by their certificates", wish=wish, servers=list(servers.values()))
     configured(name="Configure it", node=node, models=models)
     running(name="Run it, until it answers", node=node, models=models)

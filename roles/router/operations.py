@@ -10,12 +10,14 @@ from typing import Any
 from pyinfra import host, inventory, logger, state
 from pyinfra.api import FunctionCommand, QuoteString, StringCommand, operation
 
-from moehost.router import Model, Server
+from moehost import router, settings
+from moehost.router import Model
 from moehost.settings import Node
 from moehost.settings_access import Router
 from roles.facts import FileStates, PathsThere
 from roles.gateway.facts import RootCertificate, UserKeys
 from roles.llama_server.facts import ServiceState
+from roles.node import routed
 from roles.operations import file_state, files
 from roles.proxy import asked_of_systemd, journal
 from roles.router import wanted
@@ -35,15 +37,20 @@ ANSWERS_WITHIN_S = 30
 
 
 @operation()
-def known(wish: Router, servers: list[Server]) -> Iterator[Any]:
+def known() -> Iterator[Any]:
     """
     Have the certificate of each node's own authority; a node that can't be asked keeps the one that is there.
 
-    + wish: the settings of the router
-    + servers: one of each node
+    Every host has this operation, with nothing that tells one from the other: pyinfra begins it when all hosts have
+    come to it, so that gateways run by then. Without that, hosts with little to do are ahead of others.
     """
+    wish = settings.read(host.data.dict()).router
+    if wish is None:
+        host.noop("this host is no router")
+        return
+    models = router.models(wish, routed(wish))
     found = {}
-    for each in servers:
+    for each in {server.node: server for model in models for server in model.servers}.values():
         if not each.has_own_authority:
             continue
         path = wanted.authority(wish, each)

@@ -18,7 +18,6 @@ NODES = {
 }
 NODE = settings.read({"router": {"host": "llm.home.arpa", "nodes": list(NODES)}})
 MODELS = router.models(NODE.router, NODES)
-SERVERS = list(MODELS[0].servers)
 PATHS = [f"/etc/moehost/router/nodes/{name}.crt" for name in NODES]
 WELL = {"config": "current", "certificate": "good", "has_ipv6": "yes", "timer": "active", "answer": "200"}
 RUNS = {"ActiveState": "active", "UnitFileState": "enabled", "NeedDaemonReload": "no", "port_holder": ""}
@@ -54,23 +53,28 @@ def states(there):
 
 
 class TestKnown:
-    def run(self, monkeypatch, there, says):
-        hosts = {name: OtherHost(each) for name, each in zip(NODES, says, strict=True)}
-        monkeypatch.setattr(operations.inventory, "get_host", hosts.get, raising=False)
-        return play(operations.known, {FileStates: states(there)}, wish=NODE.router, servers=SERVERS)[0]
+    @pytest.fixture
+    def run(self, monkeypatch):
+        def run(there, says, data=None):
+            hosts = {name: OtherHost(each) for name, each in zip(NODES, says, strict=True)}
+            monkeypatch.setattr(operations, "inventory", type("Inventory", (), {"get_host": staticmethod(hosts.get)}))
+            monkeypatch.setattr(operations, "routed", lambda _: NODES)
+            monkeypatch.setattr(operations.settings, "read", lambda _: NODE if data is None else data)
+            return play(operations.known, {FileStates: states(there)})
 
-    @pytest.fixture(autouse=True)
-    def inventory(self, monkeypatch):
-        monkeypatch.setattr(operations, "inventory", type("Inventory", (), {})())
+        return run
 
-    def test_they_are_asked_wherever_the_run_is(self, monkeypatch):
-        written = self.run(monkeypatch, {}, [STANDS, STANDS])
+    def test_they_are_asked_wherever_the_run_is(self, run):
+        written, _ = run({}, [STANDS, STANDS])
         assert [each["command"].split()[-1] for each in written] == PATHS
 
-    def test_one_that_is_away_keeps_what_is_there(self, monkeypatch):
+    def test_one_that_is_away_keeps_what_is_there(self, run):
         there = {path: file_state(STANDS) for path in PATHS}
-        assert self.run(monkeypatch, there, [None, STANDS]) == []
-        assert self.run(monkeypatch, there, ["", STANDS]) == []
+        assert run(there, [None, STANDS])[0] == []
+        assert run(there, ["", STANDS])[0] == []
+
+    def test_a_host_that_is_none_only_waits(self, run):
+        assert run({}, ["", ""], data=NODES["epyc1"]) == ([], ["this host is no router"])
 
 
 class TestConfigured:
