@@ -1,6 +1,6 @@
 # moehost: `make demo` shows it, `make test` proves it, `make` lists the rest.
 .DEFAULT_GOAL := help
-.PHONY: help setup host-packages demo bench-deploy docs test test-quick test-slow test-quickstart test-molecule test-interrupted test-engine test-switch test-nvidia test-trust test-rpc test-faults test-fleet test-bench test-vm lint format lock clean
+.PHONY: help setup host-packages demo bench-deploy docs test test-quick test-slow test-quickstart test-molecule test-interrupted test-engine test-switch test-nvidia test-trust test-router test-rpc test-faults test-fleet test-bench test-vm lint format lock clean
 SHELL := /bin/sh
 
 PYTHON ?= python3
@@ -46,7 +46,7 @@ docs: setup ## Build the documentation as a site, without a warning: site/index.
 
 test: lint docs test-quick test-slow $(MODEL) ## Everything
 	@echo "== Containers, three suites at a time: what each of them says comes when it is through"
-	$(MAKE) --no-print-directory --jobs=3 --output-sync=target test-trust test-engine test-faults test-interrupted test-switch test-nvidia test-rpc test-molecule test-quickstart test-fleet
+	$(MAKE) --no-print-directory --jobs=3 --output-sync=target test-trust test-router test-engine test-faults test-interrupted test-switch test-nvidia test-rpc test-molecule test-quickstart test-fleet
 	@echo "== Benchmarks and an emulated machine: nothing runs beside them"
 	$(MAKE) --no-print-directory test-bench test-vm
 	@echo "== all tests passed"
@@ -89,6 +89,10 @@ test-trust: setup $(MODEL) ## Who gets at a node: gateway, firewall, secrets; me
 	molecule test --scenario-name trust
 	@cat .sandbox/load-figures
 
+test-router: setup $(MODEL) ## A router before three nodes: 50 streams during a switch of engines, drain, affinity, limits
+	molecule test --scenario-name router
+	@cat .sandbox/router-figures
+
 test-fleet: setup $(MODEL) ## Sixteen nodes over SSH: one broken, one slow, two that can't be reached
 	pytest tests/fleet
 	@cat .sandbox/fleet-figures
@@ -116,7 +120,7 @@ lint: setup ## ruff, mypy --strict, shellcheck
 		templates/llama_server/preflight.j2 templates/llama_server/wait-ready.j2 templates/llama_server/warm-up.j2 \
 		templates/llama_server/cards-in-use.j2 templates/llama_server/pages-in-use.j2 templates/llama_server/keys-secret.j2 templates/gpu_gate/gpu-ready.j2 \
 		templates/nvidia_container_toolkit/cdi-fresh.j2 templates/tune/restore.j2 templates/firewall/try-rules.j2 \
-		templates/gateway/gateway-keys.j2 templates/notify/notify.j2 \
+		templates/gateway/gateway-keys.j2 templates/router/router-certificate.j2 templates/notify/notify.j2 \
 		templates/rpc_worker/worker-listens.j2 templates/llama_server/workers-answer.j2
 
 format: setup ## Let ruff arrange the code

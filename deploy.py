@@ -13,6 +13,7 @@ from roles.node import this_node
 from roles.notify import notify
 from roles.nvidia_container_toolkit import nvidia_container_toolkit
 from roles.nvidia_driver import nvidia_driver
+from roles.router import router
 from roles.rpc_worker import idle_workers_gone, rpc_worker
 
 if node := this_node():
@@ -27,6 +28,7 @@ if node := this_node():
     llama_server(node)
     idle_workers_gone()
     gateway(node)
+    router(node)
     firewall(node)
     metrics(node)
     notify(node)

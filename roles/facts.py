@@ -128,6 +128,25 @@ class Texts:
         return texts
 
 
+class PathsThere(FactBase[list[str]]):
+    """Which of these are there: paths, and accounts by their names.
+
+    + paths: paths of files
+    + account: name of an account
+    """
+
+    default = list
+
+    def command(self, paths: list[str], account: str) -> StringCommand:
+        return StringCommand(
+            "getent passwd", QuoteString(account), "| cut -d: -f1;",
+            "ls -d", *(QuoteString(path) for path in paths), "2>/dev/null || true",
+        )  # fmt: skip
+
+    def process(self, output: list[str]) -> list[str]:
+        return output
+
+
 def together(parts: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
     """The commands of several such facts for one, with keys `<part>.<key>`."""
     # Each in a shell of its own: one that ends early does not end the others.

@@ -4,11 +4,12 @@ from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
-from pyinfra import host, logger, state
+from pyinfra import host, inventory, logger, state
 from pyinfra.api import Inventory
 from pyinfra.api.exceptions import PyinfraError
 
-from moehost import gateway, keys, settings, sharing
+from moehost import gateway, keys, router, settings, sharing
+from moehost.settings_access import Router
 
 
 def this_node() -> settings.Node | None:
@@ -39,6 +40,16 @@ def inventory_shares() -> list[sharing.Share]:
     return _shares(state.inventory)
 
 
+def routed(wish: Router) -> dict[str, settings.Node]:
+    """The nodes that a router stands before, also those that this run leaves alone."""
+    return {name: node for name, node in _nodes(state.inventory).items() if name in wish.nodes}
+
+
+def routers() -> dict[str, settings.Node]:
+    """The hosts of the inventory that are routers."""
+    return {name: node for name, node in _nodes(state.inventory).items() if node.router}
+
+
 @cache
 def _shares(inventory: Inventory) -> list[sharing.Share]:
     return sharing.shares(_nodes(inventory))
@@ -56,22 +67,34 @@ def _nodes(inventory: Inventory) -> dict[str, settings.Node]:
 
 def _mistakes(node: settings.Node) -> list[str]:
     """What is wrong with the files on this computer that the settings name, a line each."""
+    lines = router.mistakes(host.name, node.router, inventory.hosts, routed(node.router)) if node.router else []
+    if node.gateway:
+        try:
+            router.node_keys(host.name, routers())
+        except router.KeyFileError as error:
+            lines.append(str(error))
+    if lines:
+        return lines
     absent = [(key, path) for key, path in node.local_files.items() if not Path(path).expanduser().is_file()]
     if absent:
         return [f"{key}: {path} is not a file on this computer; make it or correct the path" for key, path in absent]
-    lines = []
     for key, path in node.local_files.items():
         try:
             text = Path(path).expanduser().read_text()
             if key.endswith(".api_keys_file"):
                 keys.service_keys(text, f"{key}: {path}")
-            elif key == "gateway.user_keys_file":
+            elif key.endswith(".user_keys_file"):
                 keys.user_keys(text, key, path)
-            elif key == "gateway.certificate_file" and node.gateway:
-                private = Path(node.local_files["gateway.certificate_key_file"]).expanduser().read_text()
-                gateway.check_certificate(text, private, node.gateway.host)
+            elif key == "router.node_key_file":
+                router.node_key(path)
+            elif key.endswith(".certificate_file"):
+                role = key.removesuffix(".certificate_file")
+                private = Path(node.local_files[f"{role}.certificate_key_file"]).expanduser().read_text()
+                gateway.check_certificate(text, private, getattr(node, role).host, f"{role}.host")
         except keys.KeysError as error:
             lines += error.lines
+        except router.KeyFileError as error:
+            lines.append(str(error))
         except (gateway.CertificateError, UnicodeDecodeError, OSError) as error:
             lines.append(f"{key}: {path} {error}")
     return lines

@@ -2,23 +2,25 @@
 
 from pathlib import Path
 
+from pyinfra import host
 from pyinfra.api import deploy
 
+from moehost import router
 from moehost.settings import Node
-from roles.gateway.facts import ACCOUNT, OWNERS_LIST, RENDER_KEYS
+from roles.gateway.facts import ACCOUNT, OWNERS_LIST, RENDER_KEYS, ROUTERS, UNIT
 from roles.gateway.operations import (
     CERTIFICATE,
     CERTIFICATE_KEY,
-    account,
-    caddy,
+    SYSUSERS,
     configured,
     gone,
-    handed_over,
+    marked,
     owners_list,
-    port_is_free,
     running,
 )
+from roles.node import routers
 from roles.operations import files, render
+from roles.proxy import account, handed_over, port_is_free, without_its_unit
 
 
 @deploy("Gateway")
@@ -28,17 +30,21 @@ def gateway(node: Node) -> None:
         gone(name="Take away a gateway that is no longer described")
         return
     certificate, key = _read(wish.certificate_file), _read(wish.certificate_key_file)
-    port_is_free(name="Look whether its port is free", port=wish.port)
-    caddy(name="Install Caddy")
-    account(name="Make its account")
+    port_is_free(name="Look whether its port is free", setting="gateway.port", unit=UNIT, port=wish.port)
+    without_its_unit(name="Install Caddy", wanted=["caddy"], unit="caddy.service")
+    account(name="Make its account", sysusers=SYSUSERS, text=render("gateway/sysusers.conf.j2"), user=ACCOUNT)
+    marked(name="Have services marked that are warm", services=node.services)
     files(
         name="Install the program that hands it the keys",
         contents={RENDER_KEYS: render("gateway/gateway-keys.j2")},
         mode="755",
     )
     handed_over(
-        name="Have the owner's list of keys",
-        contents={OWNERS_LIST: owners_list(wish.user_keys_file)},
+        name="Have the owner's list of keys, and those of routers",
+        contents={
+            OWNERS_LIST: owners_list(wish.user_keys_file),
+            ROUTERS: router.node_keys(host.name, routers()),
+        },
         mode="600",
         owner="root:root",
     )

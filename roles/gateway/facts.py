@@ -15,8 +15,12 @@ FOLDER = "/etc/moehost/gateway"
 CADDYFILE = f"{FOLDER}/Caddyfile"
 ROOT_CERTIFICATE = f"{FOLDER}/root.crt"
 # The list that `moehost keys` keeps, and the one that an owner keeps, which comes with a deploy.
+# Routers that may ask, as lines of such a list: a deploy hands them over.
+ROUTERS = f"{FOLDER}/router-keys"
 OWN_LIST, OWNERS_LIST = f"{FOLDER}/user-keys", f"{FOLDER}/user-keys-of-the-owner"
 KEYS = "/run/moehost-gateway-keys"
+# A file for each service that is warm, which systemd makes and takes away.
+WARM = "/run/moehost-warm"
 ADMIN = "/run/moehost-gateway/admin.sock"
 AUTHORITY = "/var/lib/moehost-gateway/caddy/pki/authorities/local/root.crt"
 RENDER_KEYS = f"{PROGRAMS}/gateway-keys"
@@ -26,25 +30,6 @@ import json, sys
 texts = [json.loads(line) for line in sys.stdin]
 print("config=" + ("current" if len(texts) == 2 and texts[0] == texts[1] else "old"))
 """
-
-
-class GatewayParts(FactBase[list[str]]):
-    """Which of these are there: paths, and accounts by their names.
-
-    + paths: paths of files
-    + account: name of an account
-    """
-
-    default = list
-
-    def command(self, paths: list[str], account: str) -> StringCommand:
-        return StringCommand(
-            "getent passwd", QuoteString(account), "| cut -d: -f1;",
-            "ls -d", *(QuoteString(path) for path in paths), "2>/dev/null || true",
-        )  # fmt: skip
-
-    def process(self, output: list[str]) -> list[str]:
-        return output
 
 
 class Gateway(FactBase[dict[str, str]]):
@@ -80,6 +65,25 @@ class Gateway(FactBase[dict[str, str]]):
         return dict(line.split("=", 1) for line in output if "=" in line)
 
 
+class Unmarked(FactBase[list[str]]):
+    """Those of the units that are active, and so warm, without a mark of that.
+
+    + units: names of services' units
+    """
+
+    default = list
+
+    def command(self, units: list[str]) -> StringCommand:
+        return StringCommand(
+            "for unit in", *(QuoteString(unit) for unit in units), "; do",
+            f"[ -e \"{WARM}/${{unit%.service}}\" ] || ! systemctl --quiet is-active \"$unit\" ||",
+            "echo \"$unit\"; done",
+        )  # fmt: skip
+
+    def process(self, output: list[str]) -> list[str]:
+        return output
+
+
 class RootCertificate(FactBase[str]):
     """The certificate of the node's own authority (PEM), empty without one; read with the rights of its account."""
 
@@ -93,21 +97,23 @@ class RootCertificate(FactBase[str]):
 
 
 class UserKeys(Texts, FactBase[dict[str, str]]):
-    """The users' keys: `state` of the gateway, `keys` (`NAME CREATED SHA256`, a line each; no key is in it), `root`.
+    """The users' keys: `state` of the unit, `keys` (`NAME CREATED SHA256`, a line each; no key is in it), `root`.
 
     + path: list of the keys
+    + unit: that goes by them
+    + root: file with the certificate of its own authority
     """
 
     commands = {
-        "state": f"systemctl is-active {UNIT}",
+        "state": 'systemctl is-active "$unit"',
         # `printf` is a part of the shell: nobody sees its arguments.
         "keys": 'grep -v "^#" "$path" | while read -r name key created; do [ -z "$key" ] || '
         'echo "$name ${created:--} $(printf %s "$key" | sha256sum | cut -c1-12)"; done',
-        "root": f"cat {ROOT_CERTIFICATE}",
+        "root": 'cat "$root"',
     }
 
-    def command(self, path: str) -> str:  # type: ignore[override]
-        return f"path={shlex.quote(path)}; {super().command()}"
+    def command(self, path: str, unit: str, root: str) -> str:  # type: ignore[override]
+        return f"path={shlex.quote(path)}; unit={shlex.quote(unit)}; root={shlex.quote(root)}; {super().command()}"
 
 
 def list_in_use(user_keys_file: Any) -> str:

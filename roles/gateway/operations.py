@@ -10,9 +10,9 @@ from pyinfra import host, logger, state
 from pyinfra.api import FunctionCommand, QuoteString, StringCommand, operation
 
 from moehost import gateway, keys
-from moehost.settings import Node
+from moehost.settings import Node, Service
 from moehost.unit import exec_line
-from roles.facts import FileStates, MissingPackages
+from roles.facts import FileStates, PathsThere
 from roles.gateway.facts import (
     ACCOUNT,
     ADMIN,
@@ -22,75 +22,46 @@ from roles.gateway.facts import (
     OWNERS_LIST,
     RENDER_KEYS,
     ROOT_CERTIFICATE,
+    ROUTERS,
     UNIT,
+    WARM,
     Gateway,
-    GatewayParts,
     RootCertificate,
+    Unmarked,
     UserKeys,
     list_in_use,
 )
 from roles.llama_server.facts import ServiceState
-from roles.operations import file_state, files, packages, refuse, render, shell
+from roles.operations import file_state, files, render
+from roles.proxy import asked_of_systemd, journal
 
 MIB = 1 << 20
+DROP_IN = "/etc/systemd/system/llama-server-.service.d/40-moehost-warm.conf"
 UNIT_PATH = f"/etc/systemd/system/{UNIT}"
 SYSUSERS = "/etc/sysusers.d/moehost-gateway.conf"
 CERTIFICATE, CERTIFICATE_KEY = f"{FOLDER}/certificate.pem", f"{FOLDER}/certificate.key"
 # Seconds: for a request's head, for its body, for a connection without requests, for the begin of an answer.
 HEADER_S, BODY_S, IDLE_S, ANSWER_S = 10, 120, 120, 7200
 ANSWERS_WITHIN_S = 30
-# A link to nothing in the place of a unit: what a package brings does not start by being installed.
-MASK = "systemctl mask --quiet caddy.service"
 
 
 @operation()
-def port_is_free(port: int) -> Iterator[Any]:
+def marked(services: list[Service]) -> Iterator[Any]:
     """
-    Refuse a port that another program has, before anything is touched.
+    Have systemd mark the services that are warm, which a router asks for. No unit's own text changes.
 
-    + port: the gateway's
+    + services: of the node
     """
-    if holder := host.get_fact(ServiceState, unit=UNIT, port=port).get("port_holder"):
-        program, _, pid = holder.replace('"', "").partition(",pid=")
-        yield refuse(f"gateway.port: {port} is taken by {program} (pid {pid}); choose another or stop that program")
-    else:
-        host.noop(f"no other program has port {port}")
-
-
-@operation()
-def caddy() -> Iterator[Any]:
-    """Have Debian's Caddy, without a server of its own; where it is there already, its service is its owner's."""
-    if not host.get_fact(MissingPackages, packages=["caddy"]):
-        host.noop("installed: caddy")
-        return
-    yield MASK
-    yield from packages._inner(wanted=["caddy"])
-
-
-@operation()
-def account() -> Iterator[Any]:
-    """Have the gateway's account, which systemd makes."""
-    text = render("gateway/sysusers.conf.j2")
-    yield from files._inner(contents={SYSUSERS: text})
-    if ACCOUNT not in host.get_fact(GatewayParts, paths=[], account=ACCOUNT):
-        yield f"systemd-sysusers {SYSUSERS}"
-
-
-@operation()
-def handed_over(contents: dict[str, str | None], mode: str, owner: str) -> Iterator[Any]:
-    """
-    Have files of the owner's, and none where he has none.
-
-    + contents: path of each file and the text in it, None for none
-    + mode: permissions of the files
-    + owner: user and group of the files, `user:group`
-    """
-    there = host.get_fact(FileStates, paths=list(contents))
-    for path in (path for path, text in contents.items() if text is None and path in there):
-        yield StringCommand("rm", QuoteString(path))
-    texts = {path: text for path, text in contents.items() if text is not None}
-    if any(there.get(path) != file_state(text, mode, owner) for path, text in texts.items()):
-        yield from files._inner(contents=texts, mode=mode, owner=owner)
+    changes = list(files._inner(contents={DROP_IN: render("gateway/warm.conf.j2", warm=WARM)}))
+    yield from changes
+    if changes:
+        yield "systemctl daemon-reload"
+    # Those that were started before; one that ends meanwhile takes its mark along.
+    for unit in host.get_fact(Unmarked, units=[each.unit for each in services]):
+        mark = QuoteString(f"{WARM}/{unit.removesuffix('.service')}")
+        yield StringCommand(
+            "install -D /dev/null", mark, "; systemctl --quiet is-active", QuoteString(unit), "|| rm -f", mark
+        )
 
 
 @operation()
@@ -131,6 +102,7 @@ def caddyfile(node: Node, certificate: str | None) -> str:
         allow_from=["127.0.0.0/8", "::1/128", *wish.allow_from],
         max_body_bytes=wish.max_body_mib * MIB,
         admin=ADMIN,
+        warm=WARM,
         certificate=CERTIFICATE if certificate else None,
         certificate_key=CERTIFICATE_KEY,
         certificate_hash=hashlib.sha256((certificate or "").encode()).hexdigest()[:16],
@@ -200,9 +172,9 @@ def running(node: Node, certificate: str | None) -> Iterator[Any]:
         yield f"systemctl enable --quiet {UNIT}"
     is_started = now.get("generation") == generation and now.get("ActiveState") == "active"
     if not is_started:
-        yield FunctionCommand(_asked_of_systemd, ("restart",), {})
+        yield FunctionCommand(asked_of_systemd, (UNIT, "restart"), {})
     elif there.get("config") != "current":
-        yield FunctionCommand(_asked_of_systemd, ("reload",), {})
+        yield FunctionCommand(asked_of_systemd, (UNIT, "reload"), {})
     # Taken from the gateway's folder with the gateway's rights, so that a link there leads root nowhere.
     if not certificate and (root := host.get_fact(RootCertificate)):
         yield from files._inner(contents={ROOT_CERTIFICATE: root})
@@ -211,7 +183,7 @@ def running(node: Node, certificate: str | None) -> Iterator[Any]:
         yield FunctionCommand(_answers, (asked, expected), {})
     elif not changes:
         host.noop(f"{UNIT} answers as described")
-    users = host.get_fact(UserKeys, path=asked["keys"])["keys"]
+    users = host.get_fact(UserKeys, path=asked["keys"], unit=UNIT, root=ROOT_CERTIFICATE)["keys"]
     if state.is_executing and not users.strip():
         how = "write one into gateway.user_keys_file" if wish.user_keys_file else f"moehost keys add NAME {_target()}"
         logger.warning("[%s] no user of the gateway has a key yet: %s", host.name, how)
@@ -220,15 +192,6 @@ def running(node: Node, certificate: str | None) -> Iterator[Any]:
 def _target() -> str:
     """How a command names this host."""
     return host.name if host.name.startswith("@") else f"@{host.name}"
-
-
-def _asked_of_systemd(state: Any, host: Any, verb: str) -> bool:
-    """Restart or reload the gateway; False with the end of its journal where that fails."""
-    done, _ = shell(host, f"systemctl reset-failed {UNIT} 2>/dev/null; systemctl {verb} {UNIT}")
-    if not done:
-        host.log_styled(f"{UNIT} does not {verb}; its last words:", fg="red", log_func=logger.error)
-        _journal(host)
-    return done
 
 
 def _answers(state: Any, host: Any, asked: dict[str, Any], expected: str) -> bool:
@@ -246,21 +209,16 @@ def _answers(state: Any, host: Any, asked: dict[str, Any], expected: str) -> boo
         fg="red",
         log_func=logger.error,
     )
-    _journal(host)
+    journal(host, UNIT)
     return False
-
-
-def _journal(host: Any) -> None:
-    _, journal = shell(host, f"journalctl --no-pager --output cat --lines 20 --unit {UNIT}")
-    for line in journal.stdout_lines:
-        host.log(f"    {line}", logger.error)
 
 
 @operation()
 def gone() -> Iterator[Any]:
     """Take away a gateway that is no longer described; the users' keys and the node's own authority stay."""
-    paths = [UNIT_PATH, CADDYFILE, RENDER_KEYS, OWNERS_LIST, CERTIFICATE, CERTIFICATE_KEY, ROOT_CERTIFICATE, KEYS]
-    there = [path for path in host.get_fact(GatewayParts, paths=paths, account=ACCOUNT) if path in paths]
+    paths = [UNIT_PATH, CADDYFILE, RENDER_KEYS, OWNERS_LIST, ROUTERS, CERTIFICATE, CERTIFICATE_KEY]
+    paths += [ROOT_CERTIFICATE, KEYS, DROP_IN, WARM]
+    there = [path for path in host.get_fact(PathsThere, paths=paths, account=ACCOUNT) if path in paths]
     if UNIT_PATH in there:
         # Its unit goes last, so that a run that is cut off is seen by the next.
         yield f"systemctl disable --quiet --now {UNIT}"

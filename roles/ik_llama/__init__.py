@@ -12,6 +12,8 @@ PACKAGE = "llama.cpp-tools"
 
 @deploy("Engine")
 def ik_llama(node: Node) -> None:
+    if node.is_router_only:
+        return
     if node.engine.source == "package":
         package_available(name="Have a suite with llama.cpp", package=PACKAGE)
         wanted = [PACKAGE, *(RPC_PACKAGES if node.engine.rpc else [])]

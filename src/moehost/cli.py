@@ -23,11 +23,13 @@ from moehost import (
     cli_notify,
     cli_plan,
     cli_report,
+    cli_router,
     cli_status,
     cli_tune,
     cli_vm,
     commands,
     reference,
+    router,
     sandbox,
     settings,
     sharing,
@@ -66,6 +68,7 @@ main.add_command(cli_metrics.metrics)
 main.add_command(cli_notify.notify)
 main.add_command(cli_node.node)
 main.add_command(cli_report.report)
+main.add_command(cli_router.router)
 main.add_command(cli_autoinstall.autoinstall)
 main.add_command(cli_vm.vm)
 
@@ -82,12 +85,17 @@ def check_inventory(inventory: str, as_json: bool) -> None:
         moehost check-inventory inventory/hosts.py --json | jq 'keys'
     """
     nodes, lines = {}, []
-    for host, data in hosts(inventory).items():
+    there = hosts(inventory)
+    for host, data in there.items():
         try:
             nodes[host] = settings.read(data)
         except settings.SettingsError as error:
             lines += [f"{host}: {line}" for line in error.lines]
     lines += [f"{host}: {line}" for host in nodes for line in sharing.problems(nodes, host)]
+    for host, node in nodes.items():
+        if node.router:
+            found = router.mistakes(host, node.router, there, nodes)
+            lines += [f"{host}: {line}" for line in found]
     if lines:
         stop(*lines)
     if as_json:

@@ -65,7 +65,7 @@ def deploy(
         _ask(list(nodes), size)
     folder = results.new(results.ROOT / FOLDER)
     folder.mkdir(parents=True, exist_ok=True)
-    run = _Run(nodes, cli_fleet.router_of(nodes), Deploys(inventory, folder, dry, at_once, _heard))
+    run = _Run(nodes, cli_fleet.router_of(inventory), Deploys(inventory, folder, dry, at_once, _heard))
     rollout = Rollout(list(nodes), size, max_failures or 1, ("deploy",) if dry else STEPS)
     run.through(rollout)
     rows = run.rows(rollout, inventory)

@@ -13,8 +13,9 @@ from moehost import fleet, lock, results, settings, show_fleet
 from moehost.cli_lock import FOLDER as LOCKS
 from moehost.fleet import Benched, Row
 from moehost.rolling import Failure, NoRouter, RollingError, Router, RouterError, chosen
+from moehost.routing import routers
 from moehost.settings import Node
-from moehost.terminal import ask_hosts, inventoried, say, stop
+from moehost.terminal import ask_hosts, hosts, inventoried, say, stop
 
 FACT = "roles.fleet.Fleet"
 
@@ -23,9 +24,10 @@ limit_option = click.option(
 )
 
 
-def router_of(nodes: Mapping[str, Node]) -> Router:
-    """Who sends requests to these nodes."""
-    return NoRouter()
+def router_of(inventory: str) -> Router:
+    """Who sends requests to the nodes of an inventory."""
+    found = routers(inventory, hosts(inventory))
+    return found if found.wishes else NoRouter()
 
 
 def wished(inventory: str, limits: Collection[str]) -> dict[str, Node | list[str]]:

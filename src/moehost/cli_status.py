@@ -38,7 +38,7 @@ def status(target: str, limits: tuple[str, ...], as_json: bool, inventory: str) 
     nodes = cli_fleet.wished(inventory, limits)
     right = {name: node for name, node in nodes.items() if isinstance(node, Node)}
     answers, reasons = cli_fleet.asked(right, inventory)
-    drained = cli_fleet.drained_now(cli_fleet.router_of(right))
+    drained = cli_fleet.drained_now(cli_fleet.router_of(inventory))
     rows = cli_fleet.rows_of_wrong(nodes)
     for name, node in right.items():
         row = cli_fleet.seen(Row(name), answers.get(name, {}), node, drained)

@@ -12,6 +12,7 @@ from typing import Literal
 
 FETCHER = "moehost-fetch"
 BUILDER = "moehost-build"
+ROUTER = "moehost-router"
 Origin = Literal["network", "store", "node"]
 
 BASE: Mapping[str, str] = {
@@ -273,3 +274,11 @@ def filter_back(state: str) -> list[str]:
         "ReadWritePaths": state,
     }
     return _properties(changes)
+
+
+def leases(drains: str) -> list[str]:
+    """Of what gives nodes requests again whose drain is over: it talks to HAProxy, whose account it has.
+
+    + drains: folder of the leases
+    """
+    return _properties({"User": ROUTER, "ReadWritePaths": drains})

@@ -70,7 +70,9 @@ def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
 def is_needed(node: Node, peers: Peers = NOBODY) -> bool:
     """Whether a node has a table: not where everything is on loopback and nothing else is to be closed."""
     if node.firewall.policy == "services":
-        return bool(node.gateway or peers.doors) or any(not each.is_on_loopback for each in node.services)
+        return bool(node.gateway or node.router or peers.doors) or any(
+            not each.is_on_loopback for each in node.services
+        )
     return node.firewall.policy == "closed"
 
 
@@ -116,6 +118,8 @@ def _guarded(node: Node, peers: Peers) -> Iterable[Door]:
         yield Door(f"layers of a model of {address}, which alone gets in", (port,), _sources([address]))
     if node.gateway:
         yield Door("the gateway", (node.gateway.port,), _sources(node.gateway.allow_from))
+    if node.router:
+        yield Door("the router", (node.router.port,), _sources(node.router.allow_from))
     opened = tuple(each.port for each in node.services if not each.is_on_loopback)
     if opened:
         yield Door("services with a host beyond loopback", opened, _sources(node.firewall.allow_from))

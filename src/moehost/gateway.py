@@ -11,7 +11,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
 
 from moehost.settings import Node, Service
-from moehost.settings_access import Gateway
+from moehost.settings_access import Gateway, Router
 
 # All that clients are for: completions, embeddings, ranking, tokens. Whatever shows the work of others, changes the
 # server or asks other hosts is not here, and what is not here is not there.
@@ -49,12 +49,14 @@ class Route:
 
     + reads, asks: what requests look like that it gets, as regular expressions over method and address; the group is
       the path
+    + gate: the same for the question whether it is warm
     """
 
     service: str
     upstream: str
     reads: str
     asks: str
+    gate: str
 
 
 def routes(services: Sequence[Service]) -> list[Route]:
@@ -72,13 +74,14 @@ def routes(services: Sequence[Service]) -> list[Route]:
                 f"{service.url_host}:{service.port}",
                 f"^(?:GET|HEAD) {prefix}({'|'.join(READ)})(?:[?].*)?$",
                 f"^POST {prefix}({'|'.join(ASKED)})(?:[?].*)?$",
+                f"^GET {prefix}ready$",
             )
         )
     return found
 
 
-def site(gateway: Gateway) -> str:
-    """How clients write the gateway's address."""
+def site(gateway: Gateway | Router) -> str:
+    """How clients write the address of a gateway or router."""
     host = f"[{gateway.host}]" if ":" in gateway.host else gateway.host
     return f"https://{host}" + (f":{gateway.port}" if gateway.port != 443 else "")
 
@@ -91,10 +94,13 @@ def addresses(node: Node) -> list[str]:
     return ["localhost", *allowed, *map(str, dict.fromkeys(reached))]
 
 
-def check_certificate(certificate: str, key: str, host: str, now: datetime | None = None) -> None:
+def check_certificate(
+    certificate: str, key: str, host: str, setting: str = "gateway.host", now: datetime | None = None
+) -> None:
     """Raises CertificateError where a certificate (PEM, its chain after it) is not for this host, key and day.
 
     + host: name or address
+    + setting: that says so
     """
     try:
         first = x509.load_pem_x509_certificates(certificate.encode())[0]
@@ -110,7 +116,7 @@ def check_certificate(certificate: str, key: str, host: str, now: datetime | Non
     names = _names(first)
     wildcard = f"*.{host.partition('.')[2]}"
     if host not in names and wildcard not in names:
-        raise CertificateError(f"is for {', '.join(names) or 'nobody'}, and gateway.host is {host}")
+        raise CertificateError(f"is for {', '.join(names) or 'nobody'}, and {setting} is {host}")
 
 
 def _names(certificate: x509.Certificate) -> list[str]:

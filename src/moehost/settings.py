@@ -14,7 +14,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from moehost import mistakes, source
 from moehost.setting import Settings, matching
-from moehost.settings_access import Firewall, Gateway
+from moehost.settings_access import Firewall, Gateway, Router
 from moehost.settings_engine import Engine
 from moehost.settings_metrics import Metrics, Notify
 from moehost.settings_nvidia import Nvidia
@@ -285,6 +285,7 @@ class Node(Settings):
     gateway: Gateway | None = Field(
         None, description="a TLS proxy for the computers of your network; none if not given"
     )
+    router: Router | None = Field(None, description="stands before several nodes; none if not given")
     firewall: Firewall = Field(default_factory=lambda: Firewall.model_validate({}))
     metrics: Metrics | None = Field(None, description="figures for Prometheus; none if not given")
     notify: Notify | None = Field(None, description="how you are told when a unit fails; not at all if not given")
@@ -344,6 +345,8 @@ class Node(Settings):
     def _ports_do_not_collide(self) -> Node:
         taken = {service.port: f"services[{index}].port" for index, service in enumerate(self.services)}
         others = {"gateway.port": self.gateway.port} if self.gateway else {}
+        if self.router:
+            others["router.port"] = self.router.port
         if self.metrics:
             others["metrics.port"] = self.metrics.port
             if self.metrics.prometheus:
@@ -356,7 +359,7 @@ class Node(Settings):
 
     @model_validator(mode="after")
     def _folders_are_of_one(self) -> Node:
-        described = {"gateway": self.gateway, "metrics": self.metrics, "notify": self.notify}
+        described = {"gateway": self.gateway, "router": self.router, "metrics": self.metrics, "notify": self.notify}
         for index, service in enumerate(self.services):
             if described.get(service.name):
                 raise ValueError(
@@ -371,9 +374,16 @@ class Node(Settings):
         found = {service.port for service in self.services}
         if self.gateway:
             found.add(self.gateway.port)
+        if self.router:
+            found.add(self.router.port)
         if self.metrics:
             found |= {self.metrics.port, self.metrics.prometheus_port}
         return found
+
+    @property
+    def is_router_only(self) -> bool:
+        """Whether it stands before other nodes and serves nothing itself, so that it needs no engine."""
+        return self.router is not None and not self.services
 
     @property
     def has_containers(self) -> bool:
@@ -396,6 +406,10 @@ class Node(Settings):
         if self.gateway:
             for key in ("certificate_file", "certificate_key_file", "user_keys_file"):
                 files[f"gateway.{key}"] = getattr(self.gateway, key)
+        if self.router:
+            keys = ("node_key_file", "node_ca_file", "certificate_file", "certificate_key_file", "user_keys_file")
+            for key in keys:
+                files[f"router.{key}"] = getattr(self.router, key)
         if self.notify:
             files["notify.url_file"] = self.notify.url_file
         return {key: path for key, path in files.items() if path is not None}

@@ -1,4 +1,4 @@
-"""What an owner may write of who gets at a node: the gateway before its services, the firewall (docs/access.md)."""
+"""What an owner may write of who gets at a node: the gateway, the router before several nodes, the firewall."""
 
 from __future__ import annotations
 
@@ -61,9 +61,68 @@ class Gateway(Settings):
 
     @model_validator(mode="after")
     def _certificate_is_whole(self) -> Gateway:
-        if bool(self.certificate_file) != bool(self.certificate_key_file):
-            raise ValueError("certificate_file and certificate_key_file belong together; write both or none")
+        _require_whole(self.certificate_file, self.certificate_key_file)
         return self
+
+
+class Router(Settings):
+    """A machine before several nodes: users ask it, and it asks a node that serves their model (docs/router.md)."""
+
+    host: HostName = Field(description="name or address by which users call it, which its certificate is for")
+    port: Port = Field(443, description="port to listen on")
+    nodes: list[str] = Field(
+        min_length=1, description="hosts of the inventory whose services it stands before; each has a `gateway`"
+    )
+    node_key_file: str = Field(
+        "~/.config/moehost/router.key",
+        description="file on this computer with the key by which nodes know the router; a deploy hands it to both",
+    )
+    node_ca_file: str | None = Field(
+        None,
+        description="file on this computer with the authority (PEM) of the certificates that you gave nodes; that of "
+        "the system if not given; a node with an authority of its own is known by that",
+    )
+    certificate_file: str | None = Field(
+        None,
+        description="file on this computer with the certificate and its chain (PEM); without it the router makes an "
+        "authority of its own, whose certificate `moehost keys ca` prints",
+    )
+    certificate_key_file: str | None = Field(None, description="file on this computer with the certificate's key")
+    user_keys_file: str | None = Field(
+        None,
+        description="file on this computer with a line `NAME KEY` for each user; without it `moehost keys` keeps the "
+        "list on the router",
+    )
+    requests_per_minute: int = Field(120, ge=1, le=100_000, description="requests of a key within a minute, at most")
+    concurrent_requests: int = Field(
+        16, ge=1, le=10_000, description="requests of a key at the same time, those that wait among them, at most"
+    )
+    queue_s: int = Field(120, ge=1, le=3600, description="how long a request waits for a free slot, seconds")
+    max_body_mib: int = Field(16, ge=1, le=256, description="largest request, MiB; the router reads it as a whole")
+    health_interval_s: int = Field(2, ge=1, le=60, description="how often each node is asked whether it is ready")
+    drain_minutes: int = Field(
+        60, ge=1, le=1440, description="a drained node gets requests again after so long, unless it is renewed"
+    )
+    allow_from: list[Network] = Field(
+        default_factory=lambda: list(PRIVATE), description="networks that may connect; private addresses by default"
+    )
+
+    @field_validator("nodes")
+    @classmethod
+    def _nodes_are_named_once(cls, value: list[str]) -> list[str]:
+        if len(set(value)) != len(value):
+            raise ValueError("a node is named twice")
+        return value
+
+    @model_validator(mode="after")
+    def _certificate_is_whole(self) -> Router:
+        _require_whole(self.certificate_file, self.certificate_key_file)
+        return self
+
+
+def _require_whole(certificate_file: str | None, certificate_key_file: str | None) -> None:
+    if bool(certificate_file) != bool(certificate_key_file):
+        raise ValueError("certificate_file and certificate_key_file belong together; write both or none")
 
 
 class Firewall(Settings):

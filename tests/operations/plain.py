@@ -1,6 +1,7 @@
 """Operations played against a table of facts, without the YAML harness."""
 
 import hashlib
+from types import SimpleNamespace
 
 from pyinfra.context import ctx_host, ctx_state
 from pyinfra_testing.operations import parse_commands
@@ -13,6 +14,8 @@ class Host:
     name = "node.home.arpa"
     current_op_hash = None
     current_op_global_arguments = None
+    # What the inventory has of it: nothing.
+    data = SimpleNamespace(dict=dict)
 
     def __init__(self, facts, **data):
         self.data = data

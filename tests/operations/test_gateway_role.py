@@ -1,17 +1,14 @@
 """The gateway's operations: what is written, when it is restarted, reloaded and left alone, how it goes."""
 
 import pytest
-from pyinfra.facts.deb import DebPackages
 
 from moehost import settings
-from roles.facts import FileStates, MissingPackages
+from roles.facts import FileStates, PathsThere
 from roles.gateway import facts, operations
 from roles.gateway.facts import (
     CADDYFILE,
-    OWNERS_LIST,
     ROOT_CERTIFICATE,
     Gateway,
-    GatewayParts,
     RootCertificate,
     UserKeys,
 )
@@ -65,7 +62,7 @@ class TestRunning:
             "moehost-gateway.service",
             "systemctl daemon-reload",
             "systemctl enable --quiet moehost-gateway.service",
-            "_asked_of_systemd restart",
+            "asked_of_systemd moehost-gateway.service",
             "root.crt",
             "_answers",
         ]
@@ -78,18 +75,18 @@ class TestRunning:
     def test_other_files_or_keys_are_a_reload(self):
         state, files = well()
         commands, _ = run(there={**WELL, "config": "old"}, state=state, files=files)
-        assert kinds(commands) == ["_asked_of_systemd reload", "_answers"]
+        assert kinds(commands) == ["asked_of_systemd moehost-gateway.service", "_answers"]
 
     @pytest.mark.parametrize("change", [{"ActiveState": "inactive"}, {"generation": "another"}])
     def test_one_that_is_not_what_it_was_started_with_is_restarted(self, change):
         state, files = well()
         commands, _ = run(state={**state, **change}, files=files)
-        assert kinds(commands) == ["_asked_of_systemd restart", "_answers"]
+        assert kinds(commands) == ["asked_of_systemd moehost-gateway.service", "_answers"]
 
     def test_a_newer_caddy_is_another_generation(self):
         state, files = well()
         commands, _ = run(there={**WELL, "binary": "9 9 9"}, state=state, files=files)
-        assert "_asked_of_systemd restart" in kinds(commands)
+        assert "asked_of_systemd moehost-gateway.service" in kinds(commands)
 
     def test_one_that_does_not_answer_is_waited_for(self):
         state, files = well()
@@ -109,54 +106,24 @@ class TestConfigured:
         assert play(operations.configured, {FileStates: there}, node=NODE, certificate=None)[0] == []
 
 
-class TestPort:
-    def test_of_another_program(self):
-        state = {**RUNS, "port_holder": '"nginx",pid=77'}
-        ((_, (reason,), _),) = play(operations.port_is_free, {ServiceState: state}, port=443)[0]
-        assert reason == "gateway.port: 443 is taken by nginx (pid 77); choose another or stop that program"
+class TestMarked:
+    def test_those_that_were_started_before(self):
+        there = {operations.DROP_IN: file_state(operations.render("gateway/warm.conf.j2", warm=facts.WARM))}
+        table = {FileStates: there, facts.Unmarked: ["llama-server-tiny.service"]}
+        (mark,) = play(operations.marked, table, services=NODE.services)[0]
+        assert mark.startswith("install -D /dev/null /run/moehost-warm/llama-server-tiny ;")
+        assert mark.endswith("|| rm -f /run/moehost-warm/llama-server-tiny")
+        assert play(operations.marked, {**table, facts.Unmarked: []}, services=NODE.services)[0] == []
 
-    @pytest.mark.parametrize("state", [{}, RUNS])
-    def test_free_or_its_own(self, state):
-        assert play(operations.port_is_free, {ServiceState: state}, port=443)[0] == []
-
-
-class TestCaddy:
-    def test_its_own_service_does_not_start(self):
-        commands, _ = play(operations.caddy, {MissingPackages: ["caddy"], DebPackages: {}})
-        assert commands[0] == "systemctl mask --quiet caddy.service"
-        assert "install" in commands[-1]
-
-    def test_one_that_is_there_is_its_owners(self):
-        assert play(operations.caddy, {MissingPackages: []}) == ([], ["installed: caddy"])
-
-
-def test_the_account():
-    text = operations.render("gateway/sysusers.conf.j2")
-    there = {operations.SYSUSERS: file_state(text)}
-    assert play(operations.account, {FileStates: there, GatewayParts: [facts.ACCOUNT]})[0] == []
-    commands, _ = play(operations.account, {FileStates: {}, GatewayParts: []})
-    assert commands[-1] == "systemd-sysusers /etc/sysusers.d/moehost-gateway.conf"
-
-
-class TestHandedOver:
-    def run(self, text, there):
-        facts = {FileStates: there}
-        return play(operations.handed_over, facts, contents={OWNERS_LIST: text}, mode="600", owner="root:root")[0]
-
-    def test_it_comes_stays_and_goes(self):
-        there = {OWNERS_LIST: file_state("a\n", "600")}
-        assert self.run(None, {}) == self.run("a\n", there) == []
-        assert self.run("a\n", {})[0]["_stdin"] == "a\n"
-        assert self.run("b\n", there)[0]["_stdin"] == "b\n"
-        assert self.run(None, there) == [f"rm {OWNERS_LIST}"]
-
-    def test_others_may_read_it(self):
-        assert self.run("a\n", {OWNERS_LIST: file_state("a\n", "644")})[0]["_stdin"] == "a\n"
+    def test_a_fresh_node(self):
+        commands, _ = play(operations.marked, {FileStates: {}, facts.Unmarked: []}, services=NODE.services)
+        assert "ExecStartPost=+/usr/bin/install -D /dev/null /run/moehost-warm/%N" in commands[0]["_stdin"]
+        assert commands[1] == "systemctl daemon-reload"
 
 
 class TestGone:
     def test_keys_and_authority_stay(self):
-        commands, _ = play(operations.gone, {GatewayParts: [facts.ACCOUNT, UNIT, CADDYFILE]})
+        commands, _ = play(operations.gone, {PathsThere: [facts.ACCOUNT, UNIT, CADDYFILE]})
         assert commands == [
             "systemctl disable --quiet --now moehost-gateway.service",
             f"rm -rf {CADDYFILE}",
@@ -166,8 +133,8 @@ class TestGone:
         assert "/var/lib" not in " ".join(commands)
 
     def test_a_run_that_was_cut_off(self):
-        assert play(operations.gone, {GatewayParts: [CADDYFILE]})[0] == [f"rm -rf {CADDYFILE}"]
+        assert play(operations.gone, {PathsThere: [CADDYFILE]})[0] == [f"rm -rf {CADDYFILE}"]
 
     @pytest.mark.parametrize("there", [[], [facts.ACCOUNT]])
     def test_without_one(self, there):
-        assert play(operations.gone, {GatewayParts: there}) == ([], ["there is no gateway"])
+        assert play(operations.gone, {PathsThere: there}) == ([], ["there is no gateway"])

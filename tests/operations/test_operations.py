@@ -17,11 +17,15 @@ PLAIN = {
     "apt.apt_source": "test_apt_source.py",
     "firewall.operations.filtered": "test_filtered.py",
     **dict.fromkeys(
-        (f"gateway.operations.{each}" for each in ("port_is_free", "caddy", "account", "handed_over", "configured")),
+        (f"gateway.operations.{each}" for each in ("marked", "configured", "running", "gone")),
         "test_gateway_role.py",
     ),
-    "gateway.operations.running": "test_gateway_role.py",
-    "gateway.operations.gone": "test_gateway_role.py",
+    **dict.fromkeys(
+        (f"proxy.{each}" for each in ("port_is_free", "without_its_unit", "account", "handed_over")), "test_proxy.py"
+    ),
+    **dict.fromkeys(
+        (f"router.operations.{each}" for each in ("known", "configured", "running", "gone")), "test_router_role.py"
+    ),
     "gpu_gate.operations.gate": "test_gate.py",
     "host_tuning.operations.tuned": "test_host_tuning.py",
     "ik_llama.build.release": "test_release.py",

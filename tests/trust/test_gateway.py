@@ -98,7 +98,7 @@ class TestAsDeployed:
         node.run(f"systemctl stop {node.unit}")
         try:
             answer = clients.chat(key)
-            assert (answer.status, answer.code) == (502, "no_answer")
+            assert (answer.status, answer.code) == (503, "not_running")
             assert "127.0.0.1" not in answer.body
         finally:
             node.run(f"systemctl start {node.unit}")

@@ -15,6 +15,7 @@ from roles.gateway import operations as gateway
 from roles.metrics import wanted as metrics
 from roles.models import verification
 from roles.operations import render
+from roles.router import wanted as router
 from tests.unit.test_unit import UNITS as SERVERS
 from tests.unit.test_unit import WORKERS
 
@@ -105,6 +106,7 @@ GATEWAY_OPEN = {
     **reasons(*ALL, *LOOPBACK, UNIX),
     "IPAddressDeny=": "it is there for the computers of your network",
 }
+ROUTER_NODE = settings.read({"router": {"host": "llm.home.arpa", "port": 8443, "nodes": ["epyc1"]}})
 WATCHED = Metrics.model_validate({"prometheus": True})
 TELEMETRY_OPEN = {
     **reasons(*ALL, *LOOPBACK, UNIX),
@@ -335,6 +337,20 @@ UNITS = {
         "moehost-gateway",
         1.0,
         GATEWAY_OPEN,
+    ),
+    "moehost-router": Unit(
+        "router/moehost-router.service.j2",
+        router.unit(ROUTER_NODE, [], "0123456789abcdef"),
+        "moehost-router",
+        1.0,
+        GATEWAY_OPEN,
+    ),
+    "moehost-router-leases": Unit(
+        "router/moehost-router-leases.service.j2",
+        router.leases()[f"{router.UNITS}/{router.LEASES}"],
+        "moehost-router",
+        0.2,
+        reasons(*ALL, UNIX),
     ),
     "moehost-firewall": Unit(
         "firewall/moehost-firewall.service.j2",

@@ -63,6 +63,7 @@ BEYOND_A_PLAN = {
     ),
     *(f"host_tuning/{each}.j2" for each in ("sysctl.conf", "tmpfiles.conf", "disk.rules", "grub.cfg")),
     "firewall/rules.nft.j2",
+    "router/haproxy.cfg.j2",
     "autoinstall/preseed.cfg.j2",  # for an installer
     "bench/report.html.j2",  # for a reader
     *("ik_llama/build.j2", "ik_llama/checkout.j2", "ik_llama/Containerfile.j2"),
@@ -119,6 +120,9 @@ def plan(tmp_path_factory, notes):
     )
     address = notes.with_name("url")
     address.write_text("https://ntfy.home.arpa/topic\n")
+    key = notes.with_name("router.key")
+    key.write_text("the-key-of-the-router-01\n")
+    routed = {"host": "all.home.arpa", "nodes": ["@fake/gated"], "node_key_file": str(key)}
     nodes = {
         "fresh": {**PACKAGED, "services": [SERVICE]},
         "builder": {"services": [SERVICE]},
@@ -135,6 +139,8 @@ def plan(tmp_path_factory, notes):
         },
         "tokenless": {"hf_token_file": "/nonexistent/token"},
         "gated": {**PACKAGED, "services": [SERVICE], "gateway": {"host": "llm.home.arpa"}},
+        "routing": {**PACKAGED, "router": routed},
+        "lost": {"router": {**routed, "nodes": ["@fake/nobody", "@fake/fresh"]}},
         "keyless": {"services": [{**SERVICE, "api_keys_file": "/nonexistent/keys"}]},
         "main": {**SHARING, "services": [{**SERVICE, "placement": "rpc", "rpc": RPC}]},
         "worker": {**SHARING, "fake_responses": WITH_RPC | WITH_ENGINE},
@@ -166,7 +172,9 @@ class TestPlan:
         gateway = [name.removeprefix("Gateway | ") for name in plan.changes("gated") if name.startswith("Gateway")]
         assert gateway == [
             "Make its account",
+            "Have services marked that are warm",
             "Install the program that hands it the keys",
+            "Have the owner's list of keys, and those of routers",
             "Configure it",
             "Run it, until it answers",
         ]
@@ -182,6 +190,23 @@ class TestPlan:
         names = [each["name"] for each in json.loads(plan.data)["plan"]]
         assert names.index(wanted[-1]) < names.index("Service | Run tiny, warm")
         assert not [name for name in plan.changes("fresh") if name.startswith("Worker")]
+
+    def test_a_router_where_nothing_exists(self, plan):
+        assert not [line for line in plan.said_of("routing") if line.startswith("will fail")]
+        names = [name.removeprefix("Router | ") for name in plan.changes("routing") if name.startswith("Router")]
+        assert names == [
+            "Make its account",
+            "Install the programs beside it",
+            "Install what talks to it",
+            "Have the owner's list of keys, and the key for nodes",
+            "Configure it",
+            "Run it, until it answers",
+        ]
+
+    def test_a_router_before_nobody(self, plan):
+        said = " ".join(plan.said_of("lost"))
+        assert "router.nodes: '@fake/nobody' is no host of the inventory; it has @fake/fresh" in said
+        assert "router.nodes: @fake/fresh has no gateway" in said
 
     def test_models_and_services_of_a_node_come_in_order(self, plan):
         names = " ".join(plan.changes("two"))

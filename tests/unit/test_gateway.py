@@ -204,7 +204,7 @@ class TestCertificate:
 
     def test_that_is_over(self, made: tuple[str, str]) -> None:
         with pytest.raises(CertificateError, match="has not been valid since"):
-            gateway.check_certificate(*made, "llm.home.arpa", datetime(2200, 1, 1, tzinfo=UTC))
+            gateway.check_certificate(*made, "llm.home.arpa", now=datetime(2200, 1, 1, tzinfo=UTC))
 
     def test_of_another_key(self, made: tuple[str, str]) -> None:
         other = subprocess.run(

@@ -207,9 +207,9 @@ def test_what_is_no_inventory_is_refused_in_one_line(inventory, monkeypatch, tex
 
 
 def test_the_console_script_shows_no_traceback(inventory):
-    done = run("moehost", "check-inventory", inventory("nodes = [('a.home.arpa', {'prot': 1})]\n"))
+    done = run("moehost", "check-inventory", inventory("nodes = [('a.home.arpa', {'zzz': 1})]\n"))
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("moehost: a.home.arpa: prot: unknown setting; known: services, ")
+    assert done.stderr.startswith("moehost: a.home.arpa: zzz: unknown setting; known: services, ")
     assert len(done.stderr.splitlines()) == 1
 
 

@@ -99,7 +99,14 @@ class TestAllOfThem:
             hidden
             or users == ["moehost"]
             or name.startswith(
-                ("moehost-tune", "moehost-switch", "moehost-gateway", "moehost-telemetry", "moehost-prometheus")
+                (
+                    "moehost-tune",
+                    "moehost-switch",
+                    "moehost-gateway",
+                    "moehost-router",
+                    "moehost-telemetry",
+                    "moehost-prometheus",
+                )
             )
         )
 

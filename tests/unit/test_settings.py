@@ -47,7 +47,7 @@ UNKNOWN_KEYS = {
         {"zzz": 1},
         "zzz: unknown setting; known: services, gpu, nvidia, tuning, allow_reboot, engine, models_dir, hf_endpoint, "
         "hf_token_file, calibration_file, download_connections, free_space_reserve_mib, verify_models, gateway, "
-        "firewall, metrics, notify",
+        "router, firewall, metrics, notify",
     ),
     "in a service": (node(contxt=512), "services[0].contxt: unknown setting; did you mean 'context'?"),
     "in a later service": (
