@@ -1,11 +1,17 @@
 """Operations played against a table of facts, without the YAML harness."""
 
 import hashlib
-from types import SimpleNamespace
 
 from pyinfra.context import ctx_host, ctx_state
 from pyinfra_testing.operations import parse_commands
 from pyinfra_testing.util import FakeState
+
+
+class Data(dict):
+    """What the inventory has of a host."""
+
+    def dict(self):
+        return {**self}
 
 
 class Host:
@@ -14,11 +20,9 @@ class Host:
     name = "node.home.arpa"
     current_op_hash = None
     current_op_global_arguments = None
-    # What the inventory has of it: nothing.
-    data = SimpleNamespace(dict=dict)
 
     def __init__(self, facts, **data):
-        self.data = data
+        self.data = Data(data)
         self.facts, self.noops, self.lines, self.shell = facts, [], [], None
 
     def get_fact(self, fact, **arguments):
