@@ -44,9 +44,11 @@ demo: setup ## Start the sandbox, provision it, ask its model something
 docs: setup ## Build the documentation as a site, without a warning: site/index.html
 	NO_MKDOCS_2_WARNING=1 mkdocs build --strict
 
-test: lint docs test-quick test-slow $(MODEL) ## Everything
+test: lint $(MODEL) ## Everything
+	@echo "== What needs no node"
+	$(MAKE) --no-print-directory --jobs=2 --output-sync=target test-quick test-slow docs
 	@echo "== Containers, three suites at a time: what each of them says comes when it is through"
-	$(MAKE) --no-print-directory --jobs=3 --output-sync=target test-trust test-router test-engine test-faults test-interrupted test-switch test-nvidia test-rpc test-molecule test-quickstart test-fleet
+	LOAD_S=$${LOAD_S:-60} $(MAKE) --no-print-directory --jobs=3 --output-sync=target test-trust test-router test-engine test-faults test-interrupted test-switch test-nvidia test-rpc test-molecule test-quickstart test-fleet
 	@echo "== Benchmarks and an emulated machine: nothing runs beside them"
 	$(MAKE) --no-print-directory test-bench test-vm
 	@echo "== all tests passed"
