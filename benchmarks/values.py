@@ -56,7 +56,7 @@ def values(settings: Settings, machine: dict[str, str], suite: str, mirror: str,
     plan = make(
         service, path, found, node_from_facts(**machine | {"nvidia_smi": ""}), DIALECT, tuning=settings.tuning
     )
-    unit = Source(service, plan, path, "", firewall.addresses(settings, service.host))
+    unit = Source(service, plan, path, "", firewall.addresses(settings, service))
     derived = {key: getattr(service, key) for key in ("has_sys_nice", "url_host", "start_limit_s")}
     return {
         **unit.values,
