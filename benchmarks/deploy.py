@@ -171,8 +171,8 @@ def _mean(spent: list[Counters], key: str) -> float:
     return round(fmean(getattr(each, key) for each in spent), 1)
 
 
-# A key is the node's own, the unit has a mark of the tool's (its text without it is compared), moehost's plan names the
-# engine's build, and what comes then is what moehost alone remembers.
+# A key is the node's own, the unit has a mark of the tool's (its text without it is compared), moehost's plan names
+# the engine's build, and what comes then is what moehost alone remembers.
 OWN = re.compile(r"/(api-keys|llama-server-tiny[.]service|plan[.]json|tensors[.]json|[.]incoming/.*)$")
 
 
