@@ -29,6 +29,7 @@ cat /sys/class/net/eth0/statistics/rx_bytes /sys/class/net/eth0/statistics/tx_by
 BROUGHT = """
 cd / && find etc/apt etc/needrestart etc/sysusers.d etc/tmpfiles.d etc/moehost etc/systemd/system opt/moehost \\
     srv/models usr/local -type f -exec sha256sum {} + -o -type l -printf '%l  %p\\n' | sort
+grep -hv MOEHOST_GENERATION etc/systemd/system/llama-server-*.service
 dpkg-query --show --showformat '${Package} ${Version}\\n'
 """
 AT_A_TIME = 2

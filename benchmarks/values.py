@@ -61,7 +61,8 @@ def values(settings: Settings, machine: dict[str, str], suite: str, mirror: str,
     return {
         **unit.values,
         "service": service.model_dump() | derived,
-        "exec_start": exec_line([f"{ENGINE}/current/bin/llama-server", *plan.arguments]),
+        # Not by the names that templates use: what a task says counts less than what the playbook is told.
+        "command_line": exec_line([f"{ENGINE}/current/bin/llama-server", *plan.arguments]),
         "packages": PACKAGES,
         "suite": suite,
         "mirror": mirror,

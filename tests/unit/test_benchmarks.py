@@ -113,7 +113,7 @@ def test_the_playbook_uses_what_ansible_core_has():
 
 
 def test_the_playbook_is_told_what_a_deploy_plans(told):
-    assert told["exec_start"].startswith(
+    assert told["command_line"].startswith(
         "/opt/moehost/engine/current/bin/llama-server -m /srv/models/tiny-qwen35moe/"
     )
     assert told["service"]["start_limit_s"] > told["service"]["start_timeout_s"]
