@@ -8,6 +8,7 @@ import socket
 import ssl
 import threading
 import time
+import uuid
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -114,6 +115,8 @@ class Crowd:
 
     def __init__(self, client: Client, count: int, tokens: int) -> None:
         self._client, self._tokens, self._stop = client, tokens, threading.Event()
+        # Conversations that nobody has had before.
+        self._name = uuid.uuid4()
         self.whole, self.wrong, self.longest_s = 0, Counter[str](), 0.0
         self._lock = threading.Lock()
         self._threads = [threading.Thread(target=self._go, args=(number,), daemon=True) for number in range(count)]
@@ -125,7 +128,7 @@ class Crowd:
         while not self._stop.is_set():
             turn, began_s, why = turn + 1, time.monotonic(), ""
             try:
-                self._client.stream(f"client {number}, question {turn}", self._tokens)
+                self._client.stream(f"{self._name}: client {number}, question {turn}", self._tokens)
             except WrongError as error:
                 why = str(error)
             with self._lock:

@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from moehost.results import label
+from roles.router.facts import ACCOUNT, BALANCER
 from tests.fixtures.node import ROOT
 from tests.router.clients import Client
 
@@ -69,6 +70,11 @@ class Fleet:
         assert done.returncode == 0, done.stderr
         seen = json.loads(done.stdout)[f"@podman/{FRONT}"]
         return {name.removeprefix("@podman/"): node for name, node in seen["nodes"].items()}
+
+    def requests(self) -> dict[str, int]:
+        """How many requests each node has, asked at once where HAProxy runs."""
+        said = json.loads(self.run(FRONT, f"runuser -u {ACCOUNT} -- {BALANCER} status"))["nodes"]
+        return {name: said[label(f"@podman/{name}")]["requests"] for name in NODES}
 
     def state(self, name: str) -> str:
         """What the router thinks of a node."""
@@ -140,8 +146,3 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
     FIGURES.parent.mkdir(exist_ok=True)
     FIGURES.write_text(line + "\n")
     terminalreporter.write_line(line)
-
-
-def labels() -> dict[str, str]:
-    """The nodes' names in HAProxy's words."""
-    return {name: label(f"@podman/{name}") for name in NODES}

@@ -1,12 +1,12 @@
 """The router on a host of its own: how it is made, who may ask, where requests go, how nodes are taken out."""
 
 import json
-import threading
 import time
+import uuid
 
 import pytest
 
-from tests.router.clients import WrongError
+from tests.router.clients import Crowd
 from tests.router.conftest import FRONT, NODES
 
 UNIT = "moehost-router.service"
@@ -69,7 +69,7 @@ class TestAnswers:
         client.stream("once upon a time", 64)
 
     def test_a_conversation_stays_and_many_spread(self, fleet, client):
-        first = {text: fleet.home_of(client, text) for text in ("one", "two", "three", "four", "five", "six")}
+        first = {text: fleet.home_of(client, text) for text in (f"{uuid.uuid4()}" for _ in range(6))}
         assert set(first.values()) == set(NODES)
         for text, home in list(first.items())[:3]:
             turns = [{"role": "user", "content": text}, {"role": "assistant", "content": "so"},
@@ -79,18 +79,7 @@ class TestAnswers:
 
 class TestKeys:
     def test_they_come_and_go_and_no_stream_breaks(self, fleet, client):
-        wrong: list[str] = []
-        heard = threading.Event()
-
-        def listen():
-            try:
-                client.stream("a long one", 800, heard)
-            except WrongError as error:
-                wrong.append(str(error))
-
-        listening = threading.Thread(target=listen)
-        listening.start()
-        assert heard.wait(60)
+        crowd = Crowd(client, 6, 200)
         pid = fleet.stat("MainPID")
         key = fleet.moehost("keys", "add", "bob", AT_FRONT).stdout.strip()
         assert client.chat("hi", key=key).status == 200
@@ -98,8 +87,8 @@ class TestKeys:
         assert "bob" in listed and key not in listed
         assert fleet.moehost("keys", "revoke", "bob", AT_FRONT).returncode == 0
         assert client.chat("hi", key=key).status == 401
-        listening.join()
-        assert wrong == []
+        crowd.stop()
+        assert crowd.whole > 6 and not crowd.wrong
         assert fleet.stat("MainPID") == pid
 
 
@@ -162,22 +151,21 @@ class TestDrain:
         assert back.returncode == 0, back.stderr
         assert fleet.state(name).startswith("UP")
 
-    def test_it_waits_for_a_stream_and_says_what_is_left(self, fleet, client):
-        heard = [threading.Event() for _ in NODES]
-        threads = [threading.Thread(target=client.stream, args=(f"wait {n}", 600, each)) for n, each in
-                   enumerate(heard)]  # fmt: skip
-        for each in threads:
-            each.start()
-        assert all(each.wait(60) for each in heard)
-        busy = next(name for name, node in fleet.status().items() if node["requests"])
-        short = fleet.moehost("router", "drain", f"@podman/{busy}", "--wait", "0")
+    def test_it_waits_for_streams_and_says_what_is_left(self, fleet, client):
+        name = NODES[2]
+        # As many as there are slots, each of them at work for seconds.
+        crowd = Crowd(client, 12, 1500)
+        end_s = time.monotonic() + 60
+        while not fleet.requests()[name]:
+            assert time.monotonic() < end_s
+        short = fleet.moehost("router", "drain", f"@podman/{name}", "--wait", "0")
         assert short.returncode == 1
         assert "request(s); no new ones come" in short.stderr
-        assert fleet.moehost("router", "drain", f"@podman/{busy}").returncode == 0
-        assert fleet.status()[busy]["requests"] == 0
-        for each in threads:
-            each.join()
-        assert fleet.moehost("router", "ready", f"@podman/{busy}").returncode == 0
+        assert fleet.moehost("router", "drain", f"@podman/{name}").returncode == 0
+        assert fleet.requests()[name] == 0
+        assert fleet.moehost("router", "ready", f"@podman/{name}").returncode == 0
+        crowd.stop()
+        assert crowd.whole > 0 and not crowd.wrong
 
     def test_it_ends_by_itself(self, fleet):
         name = NODES[1]

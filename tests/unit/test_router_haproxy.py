@@ -231,6 +231,11 @@ class TestConversations:
         router = made(2)
         first = {text: self.turn(router, text, 0) for text in "abcd"}
         router.reload()
+        # The old process hands them over beside its last answers.
+        end_s = time.monotonic() + 5
+        while "used:4" not in router.balancer.ask("show table router/conversations"):
+            assert time.monotonic() < end_s
+            time.sleep(0.02)
         assert {text: self.turn(router, text, 1) for text in first} == first
         router.stubs[0].warm = False
         router.wait(ready=1)
@@ -239,6 +244,15 @@ class TestConversations:
         router.stubs[0].warm = True
         router.wait(ready=2)
         assert {self.turn(router, text, 3) for text in first} == {"n2"}
+
+    def test_no_more_wait_for_its_node_than_that_answers_at_once(self, made: Callable[..., LocalRouter]) -> None:
+        router = made(2)
+        home = router.chat("a").node
+        asked = [lambda n=n: router.chat("a", n=8, pause_s=0.1, turns=[{"role": "user", "content": str(n)}]) for n in
+                 range(7)]  # fmt: skip
+        answers = beside(*asked)
+        assert all(each.is_whole for each in answers)
+        assert 1 <= [each.node for each in answers].count(home) < 7
 
 
 class TestAway:
