@@ -32,7 +32,8 @@ DRAINS = Path(os.environ.get("ROUTER_DRAINS", "/run/moehost-router-drains"))
 SOCKETS = Path(os.environ.get("ROUTER_SOCKETS", "/run/moehost-router"))
 PROGRAM = Path("/usr/sbin/haproxy")
 NAME, KEY = re.compile(r"[a-z0-9][a-z0-9._-]*"), re.compile(r"[A-Za-z0-9._~+/-]{16,}=*")
-VARIABLE = "MOEHOST_RUNNING"
+# What HAProxy was started with, and which start or reload that was: variables of its own, which it tells.
+VARIABLE, TURN = "MOEHOST_RUNNING", "MOEHOST_TURN"
 # How long sockets are away at a reload, at most, and how long a reload may take, seconds.
 HANDED_OVER_S, RELOADED_S = 3.0, 30.0
 # HAProxy's words: an administrator has put it into maintenance; its name has no address.
@@ -162,7 +163,7 @@ def prepare() -> None:
         running = ask("show servers state")
     except NoAnswerError:
         running = ""
-    mark = f"global\n\tsetenv {VARIABLE} {digest(texts)}\n"
+    mark = f"global\n\tsetenv {VARIABLE} {digest(texts)}\n\tsetenv {TURN} {time.time_ns()}\n"
     FILES.mkdir(mode=0o750, exist_ok=True)
     for name, text in {
         **texts, "running.cfg": mark, "servers.state": state(wanted(), running, leases())
@@ -199,7 +200,7 @@ def reload(pid: int) -> None:
 
     + pid: of its first process
     """
-    mark = _read(FILES / "running.cfg").partition(f"setenv {VARIABLE} ")[2].strip()
+    turn = _read(FILES / "running.cfg").partition(f"setenv {TURN} ")[2].strip()
     end_s, told_s = time.monotonic() + RELOADED_S, 0.0
     while time.monotonic() < end_s:
         # A process that is just being replaced may miss a signal.
@@ -207,7 +208,7 @@ def reload(pid: int) -> None:
             os.kill(pid, signal.SIGUSR2)
             told_s = time.monotonic()
         with contextlib.suppress(NoAnswerError):
-            if ask(f"show env {VARIABLE}").strip() == f"{VARIABLE}={mark}":
+            if ask(f"show env {TURN}").strip() == f"{TURN}={turn}":
                 return
         time.sleep(0.05)
     raise NoAnswerError(f"HAProxy goes on with what it had {RELOADED_S:.0f} s ago; its log says why")
