@@ -154,7 +154,7 @@ class TestDrain:
     def test_it_waits_for_streams_and_says_what_is_left(self, fleet, client):
         name = NODES[2]
         # As many as there are slots, each of them at work for seconds.
-        crowd = Crowd(client, 12, 1500)
+        crowd = Crowd(client, 12, 800)
         end_s = time.monotonic() + 60
         while not fleet.requests()[name]:
             assert time.monotonic() < end_s
