@@ -90,10 +90,6 @@ def test_recorded_figures_become_a_page(tmp_path):
     assert any("takes moehost 4.0 times as long" in line for line in lines)
 
 
-def test_the_page_that_is_published_is_that_of_its_figures():
-    assert (ROOT / "docs/performance.md").read_text() == deploy.page(figures.parse(ROOT / "docs/performance.json"))
-
-
 def test_the_playbook_can_be_read(tmp_path, told):
     (tmp_path / "values.json").write_text(json.dumps(told))
     (tmp_path / "hosts.yml").write_text(json.dumps({"nodes": {"hosts": {"node": {}}}}))
