@@ -69,8 +69,10 @@ def test_a_pid_that_is_another_programs_is_not_its_own(machine: Machine) -> None
 
 
 def test_its_own_process_is_ended_and_no_other(machine: Machine) -> None:
-    sleep = [sys.executable, "-c", "import time; time.sleep(60)"]
-    own = subprocess.Popen([*sleep, "-pidfile", f"{machine.folder.resolve()}/pid"])
+    sleep = [sys.executable, "-c", "import time; print(flush=True); time.sleep(60)"]
+    own = subprocess.Popen([*sleep, "-pidfile", f"{machine.folder.resolve()}/pid"], stdout=subprocess.PIPE)
+    # Only then it surely has its own command line.
+    assert own.stdout and own.stdout.readline()
     (machine.folder / "pid").write_text(f"{own.pid}\n")
     other = subprocess.Popen(sleep)
     try:
