@@ -95,6 +95,7 @@ def page(figures: Figures) -> str:
 def measured(counts: list[int], rounds: int, repetitions: int) -> Figures:
     """Measure; nodes are there only meanwhile. Raises ToolError, SandboxError and OSError."""
     rows: list[Row] = []
+    before = machine()
     with tempfile.TemporaryDirectory(prefix="moehost-") as folder:
         access = Access(Path(folder))
         public_key = access.make()
@@ -103,7 +104,7 @@ def measured(counts: list[int], rounds: int, repetitions: int) -> Figures:
                 rows += _at_once(count, rounds, repetitions, access, public_key)
         finally:
             _ended(access)
-    return Figures(datetime.now(UTC).strftime("%Y-%m-%d"), machine(), software(), tuple(rows))
+    return Figures(datetime.now(UTC).strftime("%Y-%m-%d"), before, software(), tuple(rows))
 
 
 def _ended(access: Access) -> None:
@@ -184,7 +185,7 @@ def _compared(brought: dict[str, set[str]]) -> None:
 
 
 def machine() -> dict[str, str]:
-    """What this computer is."""
+    """What this computer is, and how busy it is now."""
     models = [line.partition(":")[2].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")]
     memory = next(line.split()[1] for line in _lines("/proc/meminfo") if line.startswith("MemTotal"))
     system = os_release.fields(Path("/etc/os-release").read_text())
@@ -194,7 +195,7 @@ def machine() -> dict[str, str]:
         "memory_gib": f"{int(memory) / (1 << 20):.0f}",
         "system": system["PRETTY_NAME"],
         "kernel": platform.release(),
-        "load": f"{os.getloadavg()[2]:.1f}",
+        "load": f"{os.getloadavg()[1]:.1f}",
     }
 
 

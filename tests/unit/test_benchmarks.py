@@ -24,7 +24,7 @@ def row(tool: str, nodes: int, what: figures.What, number: int, seconds: float) 
     return figures.Row(tool, nodes, what, number, seconds, 0, 30, 1000, 2000)
 
 
-def recorded() -> figures.Figures:
+def recorded(load: str = "0.1") -> figures.Figures:
     """Figures of two rounds; Ansible takes 5 and 6 times as long, and four times as long on 16 nodes."""
     tools = {figures.MOEHOST: (1.0, 1.0), figures.ANSIBLE: (5.0, 6.0), figures.LEAN: (4.0, 4.0)}
     rows = (
@@ -35,6 +35,7 @@ def recorded() -> figures.Figures:
         for number, seconds in enumerate(both)
     )
     machine = dict.fromkeys(("processor", "cores", "memory_gib", "system", "kernel", "load"), "any")
+    machine["load"] = load
     software = dict.fromkeys(("python", "pyinfra", "paramiko", "ansible-core", "podman", "openssh"), "1")
     return figures.Figures("2026-11-29", machine, software, tuple(rows))
 
@@ -88,6 +89,12 @@ def test_recorded_figures_become_a_page(tmp_path):
         in lines
     )
     assert any("takes moehost 4.0 times as long" in line for line in lines)
+
+
+def test_a_page_says_that_the_computer_was_busy():
+    warning = "The computer was busy with other things"
+    assert warning in deploy.page(recorded("2.5"))
+    assert warning not in deploy.page(recorded())
 
 
 def test_the_playbook_can_be_read(tmp_path, told):
