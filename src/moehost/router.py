@@ -57,6 +57,11 @@ class Model:
     name: str
     servers: tuple[Server, ...]
 
+    @property
+    def patience(self) -> int:
+        """How many requests may wait for each node, on average, while a conversation still waits for its own."""
+        return max((each.slots for each in self.servers), default=0)
+
 
 def models(wish: Router, nodes: Mapping[str, Node]) -> list[Model]:
     """

@@ -93,7 +93,7 @@ class TestConfigured:
 
     def test_a_node_whose_certificate_nobody_knows_gets_nothing(self):
         *_, write = self.run(files={PATHS[0]: file_state(STANDS)})
-        assert "server epyc1 epyc1.home.arpa:8443 maxconn 2 maxqueue 2 " in write["_stdin"]
+        assert "server epyc1 epyc1.home.arpa:8443 maxconn 2 " in write["_stdin"]
         assert "server epyc2" not in write["_stdin"]
 
     def test_the_second_run(self):

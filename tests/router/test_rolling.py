@@ -7,9 +7,10 @@ import uuid
 
 from tests.fixtures.node import ROOT
 from tests.router.clients import Crowd, WrongError
-from tests.router.conftest import NODES
+from tests.router.conftest import FRONT, NODES
 
 CLIENTS, TOKENS = 50, 24
+LOG = "journalctl --no-pager --output cat --unit moehost-router"
 # What an upgrade of the package does: the program is another one, of which the deploy makes another release. The
 # engine in it is the same, with a byte more at its end.
 UPGRADE = "cd /usr/bin && cp -p llama-server x && printf '\\0' >>x && mv x llama-server"
@@ -33,6 +34,8 @@ def test_fifty_streams_during_a_switch_of_three_nodes(fleet, client, figures):
     time.sleep(3)
     crowd.stop()
     print(f"{crowd.whole} whole streams, wrong: {dict(crowd.wrong)}")
+    # Those that took longest, in ms: waited for a slot, connected, until the first piece, all.
+    print(fleet.run(FRONT, f"{LOG} | grep -o 'tiny podman.*' | sort -t/ -k4 -n | tail -n 5"))
     assert done.returncode == 0, done.stderr
     assert not crowd.wrong
     after = releases()
