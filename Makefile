@@ -24,6 +24,11 @@ $(VENV)/.installed: requirements.lock pyproject.toml
 	$(VENV)/bin/pip install --quiet --no-build-isolation --no-deps --editable .
 	@touch $@
 
+# Containers are entered by a shorter way than `podman exec`; the node of test-molecule, the demonstration and the
+# quickstart go Podman's own way.
+test-trust test-router test-engine test-faults test-switch test-nvidia test-rpc test-fleet test-bench: \
+	export PATH := $(CURDIR)/tests/shortcut:$(PATH)
+
 # Written once: suites that run at the same time read it.
 $(MODEL): src/moehost/synthetic.py | setup
 	moehost tiny-model
@@ -44,13 +49,11 @@ demo: setup ## Start the sandbox, provision it, ask its model something
 docs: setup ## Build the documentation as a site, without a warning: site/index.html
 	NO_MKDOCS_2_WARNING=1 mkdocs build --strict
 
-test: lint $(MODEL) ## Everything
-	@echo "== What needs no node"
-	$(MAKE) --no-print-directory --jobs=2 --output-sync=target test-quick test-slow docs
-	@echo "== Containers, three suites at a time: what each of them says comes when it is through"
-	LOAD_S=$${LOAD_S:-60} $(MAKE) --no-print-directory --jobs=3 --output-sync=target test-trust test-router test-engine test-faults test-interrupted test-switch test-nvidia test-rpc test-molecule test-quickstart test-fleet
-	@echo "== Benchmarks and an emulated machine: nothing runs beside them"
-	$(MAKE) --no-print-directory test-bench test-vm
+test: lint $(MODEL) ## Everything, three suites at a time; benchmarks and the emulated machine have the computer for themselves
+	@LOAD_S=$${LOAD_S:-60} python scripts/suites.py --at-once 3 \
+		test-quick test-trust test-router test-engine test-faults test-interrupted test-switch test-nvidia test-rpc \
+		test-molecule test-quickstart test-fleet test-slow docs --alone test-bench test-vm
+	@cat .sandbox/*-figures .sandbox/faults-table.md
 	@echo "== all tests passed"
 
 test-quick: setup ## Unit tests, fact and operation cases, smoke of the whole deploy: no container
@@ -123,7 +126,7 @@ lint: setup ## ruff, mypy --strict, shellcheck
 		templates/llama_server/cards-in-use.j2 templates/llama_server/pages-in-use.j2 templates/llama_server/keys-secret.j2 templates/gpu_gate/gpu-ready.j2 \
 		templates/nvidia_container_toolkit/cdi-fresh.j2 templates/tune/restore.j2 templates/firewall/try-rules.j2 \
 		templates/gateway/gateway-keys.j2 templates/router/router-certificate.j2 templates/notify/notify.j2 \
-		templates/rpc_worker/worker-listens.j2 templates/llama_server/workers-answer.j2
+		templates/rpc_worker/worker-listens.j2 templates/llama_server/workers-answer.j2 tests/shortcut/podman
 
 format: setup ## Let ruff arrange the code
 	ruff check --fix-only --quiet .

@@ -125,6 +125,16 @@ class Access:
         subprocess.run(words, check=True)
         return Path(f"{self.key}.pub").read_text()
 
+    def to(self, node: Node) -> dict[str, str]:
+        """How pyinfra reaches a node: data of a host."""
+        return {
+            "ssh_hostname": node.address,
+            "ssh_user": "root",
+            "ssh_key": str(self.key),
+            "ssh_known_hosts_file": str(self.known_hosts),
+            "ssh_strict_host_key_checking": "yes",
+        }
+
     def know(self, nodes: list[Node]) -> None:
         """Note the host keys of nodes, instead of those before."""
         self.known_hosts.write_text("".join(f"{each.address} {each.host_key}\n" for each in nodes))

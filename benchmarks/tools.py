@@ -55,10 +55,8 @@ class Moehost:
 
     def deploy(self, nodes: list[Node], calendar: Calendar) -> Run:
         """Provision nodes. Raises ToolError."""
-        reach = {"ssh_user": "root", "ssh_key": str(self.access.key), "ssh_strict_host_key_checking": "yes",
-                 "ssh_known_hosts_file": str(self.access.known_hosts)}  # fmt: skip
-        data = self.settings | reach | {"verify_models": calendar}
-        hosts = [(each.name, data | {"ssh_hostname": each.address}) for each in nodes]
+        data = self.settings | {"verify_models": calendar}
+        hosts = [(each.name, data | self.access.to(each)) for each in nodes]
         inventory = self.access.folder / "hosts.py"
         inventory.write_text(f"nodes = {hosts!r}\n")
         done, seconds = _timed([_program("pyinfra"), str(inventory), "deploy.py", "--yes", "--json"], {})

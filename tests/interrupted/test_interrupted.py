@@ -1,7 +1,7 @@
 """A deploy that is killed at any moment is finished by the next one.
 
-Fifty times, on two nodes side by side: something is to be done, the deploy of it is killed (SIGKILL, with all its
-children) at a random moment, the next deploy must succeed, the service must answer, and nothing may have failed.
+Fifty times, on two nodes side by side, over SSH: something is to be done, the deploy of it is killed (SIGKILL, with
+its children) at a random moment, the next deploy must succeed, the service must answer, and nothing may have failed.
 Every few kills, and at the end, one more deploy must find nothing to do. The seed is printed; INTERRUPTED_SEED
 repeats a run.
 """
@@ -17,11 +17,12 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import pytest
 
+from benchmarks import nodes
+from benchmarks.nodes import Access, Node
 from moehost import sandbox
 from tests.faults import elsewhere, table
 from tests.fixtures.node import ROOT, changes
@@ -55,8 +56,10 @@ class Victim:
     """A node whose deploys are killed, one after the other; what came of each."""
 
     name: str
-    folder: Path
+    access: Access
+    public_key: str
     chance: random.Random
+    there: Node | None = None
     hits: list[bool] = field(default_factory=list)
     recovered_s: list[float] = field(default_factory=list)
 
@@ -65,9 +68,10 @@ class Victim:
 
     def deploy(self, service: dict[str, Any]) -> subprocess.Popen[str]:
         """Start a deploy, in a process group of its own."""
-        inventory = self.folder / f"{self.name}.py"
+        assert self.there
+        inventory = self.access.folder / "hosts.py"
         settings = {"gpu": "off", "engine": {"source": "package"}, "services": [service]}
-        inventory.write_text(f"nodes = [('@podman/{self.name}', {settings!r})]\n")
+        inventory.write_text(f"nodes = [({self.name!r}, {settings | self.access.to(self.there)!r})]\n")
         command = ["pyinfra", str(inventory), "deploy.py", "--yes", "--json"]
         pipe = subprocess.PIPE
         return subprocess.Popen(command, cwd=ROOT, stdout=pipe, stderr=pipe, text=True, start_new_session=True)
@@ -80,8 +84,8 @@ class Victim:
     def bears(self, situation: str, command: str, change: dict[str, Any], at_most_s: float) -> dict[str, Any]:
         """One kill, and the deploy after it; the settings of the service."""
         if command == "fresh":
-            sandbox.down(self.name)
-            sandbox.up(self.name, lambda _: None)
+            [self.there] = nodes.start([self.name], self.public_key)
+            self.access.know([self.there])
         else:
             if "aria2.deb" in command:
                 self.run(
@@ -130,8 +134,8 @@ class Victim:
 @pytest.fixture(scope="module")
 def victims(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Victim]]:
     print(f"\nINTERRUPTED_SEED={SEED}")
-    folder = tmp_path_factory.mktemp("inventory")
-    yield [Victim(name, folder, random.Random(f"{SEED} {name}")) for name in NAMES]
+    made = [(name, Access(tmp_path_factory.mktemp(name))) for name in NAMES]
+    yield [Victim(name, access, access.make(), random.Random(f"{SEED} {name}")) for name, access in made]
     for name in NAMES:
         sandbox.down(name)
 
