@@ -19,7 +19,7 @@ from moehost import nodes, probe, settings, show
 from moehost import plan as planning
 from moehost.cli_plan import read_headers
 from moehost.nodes import HostKey, NodesError
-from moehost.placement import DoesNotFit
+from moehost.planner import DoesNotFit
 from moehost.source import HUB_ENDPOINT
 from moehost.speed import PUBLISHED
 from moehost.store import StoreError

@@ -18,7 +18,7 @@ from moehost import verify as verification
 from moehost.dry_run import Difference
 from moehost.hardware import HardwareError, Node, node_from_facts
 from moehost.model import Model
-from moehost.placement import DoesNotFit
+from moehost.planner import DoesNotFit
 from moehost.settings import Service, SettingsError
 from moehost.settings_rpc import Rpc
 from moehost.speed import PUBLISHED, Constants

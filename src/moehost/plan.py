@@ -14,7 +14,8 @@ from moehost.hardware import Node
 from moehost.huge_page_pools import PAGE_MIB, pages
 from moehost.memory_policy import LEAST_SHARE
 from moehost.model import Model
-from moehost.placement import DoesNotFit, Placement, place
+from moehost.placement import Placement
+from moehost.planner import DoesNotFit, place
 from moehost.request import Request
 from moehost.settings import Service
 from moehost.settings_tuning import Tuning

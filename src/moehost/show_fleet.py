@@ -21,15 +21,8 @@ def table(rows: Sequence[Row]) -> None:
     is_run = any(row.roles is not None for row in rows)
     console = Console(highlight=False, markup=False, width=WIDTH, soft_wrap=True)
     made = Table(box=None, padding=(0, 1))
-    for heading in (
-        "node",
-        "",
-        *(["roles changed"] if is_run else []),
-        "services",
-        "decode tok/s",
-        "reboot",
-        "drift",
-    ):
+    changed = ["roles changed"] if is_run else []
+    for heading in ("node", "outcome", *changed, "services", "decode tok/s", "reboot", "drift"):
         made.add_column(heading, no_wrap=True)
     if is_run:
         made.add_column("duration", justify="right")

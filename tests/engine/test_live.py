@@ -20,7 +20,7 @@ from moehost.dry_run import Buffers, Difference
 from moehost.engine import offload_arguments
 from moehost.ledger import Row
 from moehost.model import Model
-from moehost.placement import place
+from moehost.planner import place
 from moehost.request import Request
 from tests.unit import architectures as published
 from tests.unit.architectures import Shape

@@ -13,7 +13,7 @@ import pytest
 from moehost.dry_run import Buffers, Difference, compare, corrected_margins, free_mib, parse, refusal
 from moehost.ledger import Row
 from moehost.model import Model
-from moehost.placement import place
+from moehost.planner import place
 from moehost.request import Request
 from tests.unit.full_size import as_set, qwen35_397b
 from tests.unit.machines import epyc_9175f

@@ -23,7 +23,8 @@ from moehost.fill import ROUNDING_MIB, Filling, Overdrawn
 from moehost.hardware import Node
 from moehost.ledger import MIB, Memory, activation_bytes, compute_bytes
 from moehost.model import Model
-from moehost.placement import DoesNotFit, Placement, _decode_threads, _Planner, place
+from moehost.placement import Placement
+from moehost.planner import DoesNotFit, _decode_threads, _Planner, place
 from moehost.request import PlacementError, Request
 from moehost.rules import Rule, RuleError, experts_rule
 from moehost.speed import PUBLISHED

@@ -17,7 +17,8 @@ from moehost import split
 from moehost.engine import Dialect, offload_arguments, probe_arguments
 from moehost.ledger import MIB, Memory
 from moehost.model import Model
-from moehost.placement import DoesNotFit, Placement, place
+from moehost.placement import Placement
+from moehost.planner import DoesNotFit, place
 from moehost.request import PlacementError, Request
 from moehost.worker import LINKS, Link, Worker
 from tests.unit.full_size import as_set, qwen35_397b

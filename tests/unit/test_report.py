@@ -13,7 +13,7 @@ import pytest
 
 from moehost import plots, report
 from moehost.daily_use import Needs
-from moehost.placement import place
+from moehost.planner import place
 from moehost.request import Request
 from moehost.runs import Session
 from moehost.summary import summarise
