@@ -94,7 +94,9 @@ test-trust: setup $(MODEL) ## Who gets at a node: gateway, firewall, secrets; me
 	molecule test --scenario-name trust
 	@cat .sandbox/load-figures
 
-test-router: setup $(MODEL) ## A router before three nodes: 50 streams during a switch of engines, drain, affinity, limits
+test-router: setup $(MODEL) ## A router before stub nodes, and before three real ones: 50 streams during a switch of engines, drain, limits
+	scripts/haproxy
+	pytest tests/haproxy
 	molecule test --scenario-name router
 	@cat .sandbox/router-figures
 
@@ -121,7 +123,7 @@ lint: setup ## ruff, mypy --strict, shellcheck
 	ruff check .
 	ruff format --check .
 	mypy
-	shellcheck scripts/host-packages scripts/next-steps templates/apt/fetch-key.j2 templates/ik_llama/checkout.j2 \
+	shellcheck scripts/host-packages scripts/next-steps scripts/haproxy templates/apt/fetch-key.j2 templates/ik_llama/checkout.j2 \
 		templates/llama_server/preflight.j2 templates/llama_server/wait-ready.j2 templates/llama_server/warm-up.j2 \
 		templates/llama_server/cards-in-use.j2 templates/llama_server/pages-in-use.j2 templates/llama_server/keys-secret.j2 templates/gpu_gate/gpu-ready.j2 \
 		templates/nvidia_container_toolkit/cdi-fresh.j2 templates/tune/restore.j2 templates/firewall/try-rules.j2 \

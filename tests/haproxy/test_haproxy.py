@@ -1,6 +1,6 @@
 """The router as HAProxy understands it: a real one, on this computer, before stub gateways.
 
-HAPROXY names the program, where it is not installed.
+HAPROXY names another program than the one that `scripts/haproxy` unpacks.
 """
 
 from __future__ import annotations
@@ -19,8 +19,6 @@ import pytest
 from moehost import balancer as module
 from tests.fixtures import routed
 from tests.fixtures.routed import NODE_KEY, Answer, LocalRouter, StubNode
-
-pytestmark = pytest.mark.skipif(not routed.HAPROXY, reason="haproxy is not installed; HAPROXY names one")
 
 
 @pytest.fixture
