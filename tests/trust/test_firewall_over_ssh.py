@@ -93,7 +93,7 @@ def remote(node, address, without_gateway, tmp_path_factory) -> Iterator[Remote]
     for name, text in (("forward-ssh.socket", SOCKET), ("forward-ssh.service", PROXY)):
         node.run(f"printf '%s' '{text}' >/etc/systemd/system/{name}")
     node.run(
-        "systemctl daemon-reload && systemctl start ssh.service && systemctl enable --quiet --now forward-ssh.socket"
+        "systemctl daemon-reload && systemctl restart ssh.service && systemctl enable --quiet --now forward-ssh.socket"
     )
     found = Remote(node, address, folder)
     assert found.answers(22)
