@@ -12,6 +12,7 @@ from tests.fixtures import confined
 from tests.fixtures.firewalled import GUARD, settings, table, without_doors
 from tests.fixtures.neighbour import Neighbour, neighbour
 from tests.fixtures.node import changes
+from tests.fixtures.waiting import until
 
 SERVICE = {"host": "0.0.0.0", "port": 8081}
 ALLOWED, NOT_ALLOWED = "10.88.255.2", "10.88.255.3"
@@ -182,7 +183,8 @@ def test_the_owners_own_rules_take_it_away_for_a_moment_only(node, opened, someb
     assert changes(node.deploy(opened)) == GUARD
     for doing in ("reload", "restart"):
         node.run(f"nft delete table inet moehost && systemctl {doing} nftables.service")
-        assert table(node) != ""
+        # A job of its own, which systemd has begun.
+        until(lambda: table(node) != "", 5)
     node.run(f"systemctl stop nftables.service; nft '{SOMEBODYS}'")
     assert changes(node.deploy(opened)) == GUARD
     assert table(node) != before  # which was a closed one

@@ -9,7 +9,7 @@ import re
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ import pytest
 
 from tests.fixtures.firewalled import GUARD, table, without_doors
 from tests.fixtures.node import ROOT, Node, changes
+from tests.fixtures.waiting import until
 
 FORWARDER = 2222
 CONFIRM_S = 10
@@ -111,24 +112,16 @@ def timer(node: Node) -> str:
     return node.run("systemctl is-active moehost-firewall-revert.timer || true")
 
 
-def wait_for(holds: Callable[[], bool], seconds: float) -> None:
-    """Wait until something holds; asking may take a while, too."""
-    end = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < end
-        time.sleep(0.2)
-
-
 def cut_off(remote: Remote, node: Node, before: str) -> None:
     """A deploy of rules that no new connection comes through; then the table from before is back."""
     process = remote.start(policy="closed")
-    wait_for(lambda: table(node) != before, 120)
+    until(lambda: table(node) != before, 120)
     assert timer(node) == "active"
     assert not remote.answers()
     talk, said = process.communicate(timeout=120)
     assert failed(subprocess.CompletedProcess(process.args, process.returncode, talk, said)) == GUARD
     assert re.search(rf"{CUT_OFF}[0-3] s\n", said)
-    wait_for(lambda: table(node) == before, SOON_S)
+    until(lambda: table(node) == before, SOON_S)
     assert remote.answers()
 
 
@@ -163,17 +156,17 @@ def test_rules_that_cut_off_go_back_to_those_from_before(remote, node):
     assert "policy drop" in before
     cut_off(remote, node, before)
     assert node.run("sha256sum /etc/moehost/firewall.nft") == file
-    wait_for(lambda: timer(node) == "inactive", SOON_S)
+    until(lambda: timer(node) == "inactive", SOON_S)
 
 
 def test_a_deploy_that_is_killed_while_rules_are_on_trial_leaves_those_from_before(remote, node):
     before, file = table(node), node.run("sha256sum /etc/moehost/firewall.nft")
     process = remote.start(policy="closed")
-    wait_for(lambda: table(node) not in (before, ""), 120)
+    until(lambda: table(node) not in (before, ""), 120)
     assert timer(node) == "active"
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
-    wait_for(lambda: table(node) == before, SOON_S)
+    until(lambda: table(node) == before, SOON_S)
     assert remote.answers()
     assert node.run("sha256sum /etc/moehost/firewall.nft") == file
 
