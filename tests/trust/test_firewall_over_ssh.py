@@ -93,9 +93,8 @@ def remote(node, address, without_gateway, tmp_path_factory) -> Iterator[Remote]
     node.run(f"echo 'LogLevel VERBOSE' >{COUNTED}")
     for name, text in (("forward-ssh.socket", SOCKET), ("forward-ssh.service", PROXY)):
         node.run(f"printf '%s' '{text}' >/etc/systemd/system/{name}")
-    node.run(
-        "systemctl daemon-reload && systemctl restart ssh.service && systemctl enable --quiet --now forward-ssh.socket"
-    )
+    node.run("systemctl daemon-reload && systemctl restart ssh.service")
+    node.run("systemctl enable --quiet --now forward-ssh.socket")
     found = Remote(node, address, folder)
     assert found.answers(22)
     assert found.answers(FORWARDER)
