@@ -67,6 +67,17 @@ def shell(host: Any, command: str | StringCommand, **arguments: Any) -> tuple[bo
     return bool(done), output
 
 
+def last_words(host: Any, which: str, lines: int) -> list[str]:
+    """
+    The last lines of a node's journal, those included that are on their way to it.
+
+    + which: options and matches of journalctl, quoted for a shell
+    """
+    # Without rights for it, the journal is read as it is.
+    read = f"journalctl --sync 2>/dev/null; journalctl --no-pager --output cat --lines {lines} {which}"
+    return list(shell(host, read)[1].stdout_lines)
+
+
 def unit_options(properties: list[str]) -> list[Any]:
     """The options of systemd-run for a unit with these properties."""
     return [QuoteString(f"--property={each}") for each in properties]

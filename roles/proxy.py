@@ -8,7 +8,7 @@ from pyinfra.api import QuoteString, StringCommand, operation
 
 from roles.facts import FileStates, MissingPackages, PathsThere
 from roles.llama_server.facts import ServiceState
-from roles.operations import file_state, files, packages, refuse, shell
+from roles.operations import file_state, files, last_words, packages, refuse, shell
 
 
 @operation()
@@ -84,6 +84,5 @@ def asked_of_systemd(state: Any, host: Any, unit: str, verb: str) -> bool:
 
 def journal(host: Any, unit: str) -> None:
     """Show the end of a unit's journal."""
-    _, found = shell(host, f"journalctl --no-pager --output cat --lines 20 --unit {unit}")
-    for line in found.stdout_lines:
+    for line in last_words(host, f"--unit {unit}", 20):
         host.log(f"    {line}", logger.error)

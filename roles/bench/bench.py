@@ -17,7 +17,7 @@ from pyinfra.api import FunctionCommand, StringCommand, operation
 
 from moehost import confined
 from moehost.bench import MODULES
-from roles.operations import TEMPLATES, sent, shell, unit_options
+from roles.operations import TEMPLATES, last_words, sent, shell, unit_options
 
 UNIT = "moehost-bench.service"
 THERE = "/run/moehost-bench"
@@ -71,8 +71,9 @@ def _follow(state: Any, host: Any, folder: str) -> bool:
                 break
             time.sleep(POLL_S)
     if not seen:
-        _, journal = shell(host, StringCommand(f"journalctl --no-pager --output cat --lines 3 --unit {UNIT}"))
-        host.log_styled(" / ".join(journal.stdout_lines) or "its unit ended without a word", fg="red")
+        host.log_styled(
+            " / ".join(last_words(host, f"--unit {UNIT}", 3)) or "its unit ended without a word", fg="red"
+        )
     return bool(seen)
 
 

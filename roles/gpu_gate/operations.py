@@ -10,7 +10,7 @@ from moehost.settings import Node
 from moehost.unit import exec_line
 from roles.base import PROGRAMS
 from roles.gpu_gate.facts import UNIT, Gate
-from roles.operations import files, refuse, render, shell
+from roles.operations import files, last_words, refuse, render, shell
 
 # How long the cards may take after a boot; a driver of a board with much memory takes half a minute.
 LIMIT_S = 120
@@ -59,8 +59,7 @@ def _passed(state: Any, host: Any) -> bool:
     """Pass the gate; False with its own sentence if the cards are not ready."""
     # Whoever waits behind an active gate serves on: a reload stops nobody.
     done, _ = shell(host, f"systemctl reset-failed {UNIT} 2>/dev/null; systemctl reload-or-restart {UNIT}")
-    _, journal = shell(host, f"journalctl --no-pager --output cat --lines 5 _SYSTEMD_UNIT={UNIT}")
-    said = [line for line in journal.stdout_lines if "card" in line]
+    said = [line for line in last_words(host, f"_SYSTEMD_UNIT={UNIT}", 5) if "card" in line]
     last = said[-1] if said else f"{UNIT} failed without a word; see journalctl -u {UNIT}"
     if done:
         host.log(last, logger.info)

@@ -1,5 +1,6 @@
 """How a model comes into the store."""
 
+import shlex
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -18,7 +19,7 @@ from moehost.settings import Model, Node
 from roles.facts import FileStates
 from roles.models.facts import Fetch, GoodFiles, StoredModel, Strangers, own
 from roles.models.verification import LIBRARY
-from roles.operations import refuse, shell, unit_options
+from roles.operations import last_words, refuse, unit_options
 
 TOKEN = "/etc/moehost/hub-token"  # noqa: S105  (a path)
 GIB = 1 << 30
@@ -222,10 +223,8 @@ def _watch(state: Any, host: Any, order: Order) -> bool:
     manifest = host.get_fact(StoredModel, folder=order.folder)
     if manifest and manifest.answers(order.model.source, order.model.revision, order.sha256):
         return True
-    _, journal = shell(
-        host, StringCommand("journalctl --no-pager --output cat --lines 5 --unit", QuoteString(order.unit))
-    )
-    reason = progress.get("error") or " / ".join(journal.stdout_lines) or "its unit ended without a word"
+    words = " / ".join(last_words(host, f"--unit {shlex.quote(order.unit)}", 5))
+    reason = progress.get("error") or words or "its unit ended without a word"
     host.log_styled(f"model {order.model.name}: {reason}", fg="red", log_func=logger.error)
     return False
 

@@ -17,7 +17,7 @@ from moehost.unit import exec_line
 from roles.models.facts import Fetch
 from roles.models.verification import LIBRARY, command
 from roles.node import this_node
-from roles.operations import shell, unit_options
+from roles.operations import last_words, shell, unit_options
 
 UNIT = "moehost-verify-now.service"
 RUN = "/run/moehost-verify-now"
@@ -67,8 +67,7 @@ def _watch(state: Any, host: Any) -> bool:
         time.sleep(0.5)
     there, _ = shell(host, StringCommand(f"test -s {RUN}/result.json"))
     if not there:
-        _, journal = shell(host, StringCommand(f"journalctl --no-pager --output cat --lines 3 --unit {UNIT}"))
-        reason = " / ".join(journal.stdout_lines) or "its unit ended without a word"
+        reason = " / ".join(last_words(host, f"--unit {UNIT}", 3)) or "its unit ended without a word"
         host.log_styled(f"the models could not be inspected: {reason}", fg="red", log_func=logger.error)
     return there
 

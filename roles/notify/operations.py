@@ -15,7 +15,7 @@ from roles.base import PROGRAMS
 from roles.facts import FileStates
 from roles.models.operations import LIBRARY
 from roles.notify.facts import ACCOUNT, Telling
-from roles.operations import files, refuse, render, shell
+from roles.operations import files, last_words, refuse, render, shell
 
 UNITS = "/etc/systemd/system"
 URL = "/etc/moehost/notify/url"
@@ -111,8 +111,7 @@ def _sent(state: Any, host: Any, by: str) -> bool:
         host.log(f"sent by {by}; if nothing comes, look at the other end", logger.info)
         return True
     invocation = f"_SYSTEMD_INVOCATION_ID=$(systemctl show --property InvocationID --value {unit})"
-    _, journal = shell(host, f"journalctl --no-pager --output cat --lines 5 {invocation}")
-    said = [line for line in journal.stdout_lines if line.strip()]
+    said = [line for line in last_words(host, invocation, 5) if line.strip()]
     reason = said[0] if said else "deploy first (pyinfra inventory deploy.py)"
     host.log_styled(f"could not be sent by {by}: {reason}", fg="red", log_func=logger.error)
     return False

@@ -18,7 +18,7 @@ from moehost.switch import Server
 from moehost.tune import Probe, follow
 from roles.llama_server.facts import ServiceState
 from roles.llama_server.units import folder as service_folder
-from roles.operations import render, sent, shell, unit_options
+from roles.operations import last_words, render, sent, shell, unit_options
 from roles.tune.facts import Session
 
 UNIT = "moehost-tune.service"
@@ -101,8 +101,7 @@ def _search(state: Any, host: Any, space: Space, folder: Path, found: dict[str, 
 
 
 def _lost(host: Any) -> bool:
-    _, journal = shell(host, f"journalctl --no-pager --output cat --lines 3 _SYSTEMD_UNIT={UNIT}")
-    words = " / ".join(journal.stdout_lines)
+    words = " / ".join(last_words(host, f"_SYSTEMD_UNIT={UNIT}", 3))
     host.log_styled(f"{UNIT} ended early: {words}", fg="red", log_func=logger.error)
     return False
 

@@ -32,6 +32,9 @@ SERVICE = {
     "model": {"name": "tiny-qwen35moe", "source": "file:.sandbox/tiny-qwen35moe.gguf"},
     "context": 8192,
     "ubatch": 512,
+    # Others may be at work on this computer, and threads wait for each other in circles.
+    "threads": 1,
+    "threads_batch": 1,
 }
 # Of what a deploy brings only the packages stay in the image.
 FORGET = (

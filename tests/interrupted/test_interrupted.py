@@ -33,6 +33,9 @@ SERVICE = {
     "name": "tiny",
     "model": {"name": "tiny-qwen35moe", "source": "file:.sandbox/tiny-qwen35moe.gguf"},
     "ubatch": 512,
+    # Others may be at work on this computer, and threads wait for each other in circles.
+    "threads": 1,
+    "threads_batch": 1,
 }
 # What there is to do when the deploy is killed: a state of the node, other settings, and how long a deploy of it
 # takes at least, in seconds: the kill comes within that time.

@@ -88,12 +88,14 @@ def crash(node: Node) -> None:
     """Let the unit crash until systemd gives up, as if nobody had been told before."""
     put(node, "/usr/local/bin/stub-crash", CRASH, "755")
     put(node, f"/etc/systemd/system/{UNIT}", CRASHES)
-    node.run(
-        f"rm -rf /run/moehost-notify; systemctl daemon-reload; systemctl reset-failed {UNIT} 2>/dev/null || true"
-    )
-    # It may be gone before its start is through.
-    node.run(f"systemctl start {UNIT} 2>/dev/null || true")
+    node.run("rm -rf /run/moehost-notify; systemctl daemon-reload")
+    crash_again(node)
     until(lambda: node.run(f"systemctl is-active {UNIT} || true") == "failed")
+
+
+def crash_again(node: Node) -> None:
+    """Have the unit begin to crash once more; it may be gone before its start is through."""
+    node.run(f"systemctl reset-failed {UNIT} 2>/dev/null; systemctl start {UNIT} 2>/dev/null || true")
 
 
 def is_quiet(node: Node) -> bool:
@@ -162,11 +164,12 @@ def test_a_crash_loop_is_one_message_with_the_reason_and_no_key(node: Node, rece
 def test_the_same_is_not_told_again_within_the_hour(node: Node, receiver: None) -> None:
     crash(node)
     until(lambda: received(node))
-    node.run(f"systemctl reset-failed {UNIT}; systemctl start {UNIT}")
+    crash_again(node)
     until(lambda: node.run(f"systemctl is-active {UNIT} || true") == "failed")
     until(lambda: is_quiet(node))
     assert len(received(node)) == 1
-    node.run(f"touch -d '-61 min' /run/moehost-notify/{UNIT}; systemctl reset-failed {UNIT}; systemctl start {UNIT}")
+    node.run(f"touch -d '-61 min' /run/moehost-notify/{UNIT}")
+    crash_again(node)
     until(lambda: len(received(node)) == 2)
 
 
