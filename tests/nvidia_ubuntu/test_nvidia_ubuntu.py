@@ -128,3 +128,11 @@ def test_a_flavour_that_comes_later_gets_its_module(node, deployed):
     assert "linux-image-generic-hwe-24.04" in node.run("apt-mark showhold").split()
     node.run(f"test -e /lib/modules/{HWE_KERNEL}/kernel/nvidia-580srv-open/nvidia.ko")
     assert changes(node.deploy_cards(node.settings)) == []
+
+
+def test_power_limits_are_set_from_within_the_gates_sandbox(node, deployed):
+    wish = node.merged_settings({"nvidia": {"power_limit_w": [300, 450]}})
+    assert changes(node.deploy_cards(wish))
+    limits = node.run("nvidia-smi --query-gpu=power.limit --format=csv,noheader,nounits")
+    assert [float(each) for each in limits.split()] == [300, 450]
+    assert changes(node.deploy_cards(wish)) == []
