@@ -49,10 +49,10 @@ demo: setup ## Start the sandbox, provision it, ask its model something
 docs: setup ## Build the documentation as a site, without a warning: site/index.html
 	NO_MKDOCS_2_WARNING=1 mkdocs build --strict
 
-test: lint $(MODEL) ## Everything, three suites at a time; benchmarks and the emulated machine have the computer for themselves
+test: lint $(MODEL) ## Everything, three suites at a time; benchmarks have the computer for themselves
 	@LOAD_S=$${LOAD_S:-60} python scripts/suites.py --at-once 3 \
-		test-quick test-trust test-router test-engine test-faults test-interrupted test-switch test-nvidia test-rpc \
-		test-molecule test-quickstart test-fleet test-slow docs --alone test-bench test-vm
+		test-vm test-quick test-trust test-router test-engine test-faults test-interrupted test-switch test-nvidia \
+		test-rpc test-molecule test-quickstart test-fleet test-slow docs --alone test-bench
 	@cat .sandbox/*-figures .sandbox/faults-table.md
 	@echo "== all tests passed"
 
