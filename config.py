@@ -1,15 +1,18 @@
 """pyinfra settings, and what pyinfra does otherwise here.
 
-INVENTORY may be a directory, or one of Ansible's (`ansible:PATH`); containers stay; `--json` says more; SSH is quick.
+INVENTORY may be a directory, or one of Ansible's (`ansible:PATH`); containers stay; `--json` says more; SSH is quick,
+and so is each operation.
 """
 
+import inspect
 import socket
-from functools import partialmethod
+from functools import cache, partial, partialmethod
 from pathlib import Path
 from typing import Any
 
 from paramiko import Transport
 from pyinfra import config
+from pyinfra.api import arguments, util
 from pyinfra.api.inventory import Inventory
 from pyinfra.connectors.docker import DockerConnector
 from pyinfra.connectors.sshuserclient import SSHClient
@@ -58,12 +61,22 @@ timing.install(cli)
 def sent_at_once(sock: Any, **options: Any) -> Transport:
     """A transport without Nagle's algorithm, which would let each command wait 40 ms for a delayed ACK of the node's.
 
-    Behind a ProxyJump or a ProxyCommand there is no socket, but the hop before has one.
+    Behind a ProxyJump or a ProxyCommand there is no socket, but the hop before has one. Ciphers that authenticate
+    come first: with others paramiko compares a code for each packet, byte by byte in Python.
     """
     if isinstance(sock, socket.socket):
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    return Transport(sock, **options)
+    transport = Transport(sock, **options)
+    offered = transport.get_security_options()
+    offered.ciphers = sorted(offered.ciphers, key=lambda name: "gcm" not in name)
+    return transport
 
 
 # For every client, hops among them; what `ssh_paramiko_connect_kwargs` of a host says comes later, and counts.
 SSHClient.connect = partialmethod(SSHClient.connect, transport_factory=sent_at_once)  # type: ignore[method-assign]
+
+# pyinfra 3.10.0 evaluates the types of its arguments and reads the source around each frame of the stack for every
+# operation on every host, though the types stay, and only names of files and numbers of lines are looked at.
+arguments.all_global_arguments = cache(arguments.all_global_arguments)
+util.stack = partial(inspect.stack, context=0)  # type: ignore[attr-defined]
+util.getframeinfo = partial(inspect.getframeinfo, context=0)  # type: ignore[attr-defined]

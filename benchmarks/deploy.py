@@ -174,7 +174,7 @@ def _mean(spent: list[Counters], key: str) -> float:
 
 # A key is the node's own, the unit has a mark of the tool's (its text without it is compared), moehost's plan names
 # the engine's build, and what comes then is what moehost alone remembers.
-OWN = re.compile(r"/(api-keys|llama-server-tiny[.]service|plan[.]json|tensors[.]json|[.]incoming/.*)$")
+OWN = re.compile(r"/(api-keys|llama-server-tiny[.]service|plan[.]json|headers[.]json|tensors[.]json|[.]incoming/.*)$")
 
 
 def _compared(brought: dict[str, set[str]]) -> None:
@@ -195,7 +195,7 @@ def machine() -> dict[str, str]:
         "memory_gib": f"{int(memory) / (1 << 20):.0f}",
         "system": system["PRETTY_NAME"],
         "kernel": platform.release(),
-        "load": f"{os.getloadavg()[1]:.1f}",
+        "load": f"{os.getloadavg()[0]:.1f}",
     }
 
 

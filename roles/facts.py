@@ -52,11 +52,12 @@ class MissingPackages(FactBase[list[str]]):
     default = list
 
     def command(self, packages: list[str]) -> StringCommand:
-        # dpkg-query prints nothing for a package it never heard of.
+        # One program for all of them; it prints nothing for a package it never heard of.
         return StringCommand(
-            "for package in", *(QuoteString(package) for package in packages), "; do",
-            "case $(dpkg-query -W -f '${db:Status-Status}' \"$package\" 2>/dev/null) in",
-            "installed) ;; *) echo \"$package\" ;; esac; done",
+            "have=$(dpkg-query -W -f ' ${db:Status-Status}:${Package} '",
+            *(QuoteString(package) for package in packages), "2>/dev/null); for package in",
+            *(QuoteString(package) for package in packages), "; do",
+            "case $have in *\" installed:$package \"*) ;; *) echo \"$package\" ;; esac; done",
         )  # fmt: skip
 
     def process(self, output: list[str]) -> list[str]:

@@ -111,7 +111,7 @@ class Releases(FactBase[dict[str, Any]]):
     def command(self) -> str:
         return (
             f"cd {ENGINE} 2>/dev/null || exit 0; for each in current next previous; do "
-            'test -e $each/build.json && echo "$each=$(basename "$(readlink $each)")"; done; '
+            'test -e $each/build.json && to=$(readlink $each) && echo "$each=${to##*/}"; done; '
             'ls -dt releases/*/build.json 2>/dev/null | sed "s,^releases/,release=,; s,/build.json$,,"; '
             "ls -d releases/.[!.]* 2>/dev/null | sed s,^releases/,leftover=,; true"
         )

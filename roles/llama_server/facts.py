@@ -48,6 +48,8 @@ class EngineHelp(FactBase[str]):
 class ModelHeaders(FactBase[list[dict[str, Any]]]):
     """The headers of a model's files as `moehost.gguf` prints them on the node; empty where they can't be read.
 
+    The store keeps them beside a model: to read them takes seconds where a vocabulary is large.
+
     + path: first file of the model
     + library: where the node has moehost's modules
     """
@@ -56,7 +58,8 @@ class ModelHeaders(FactBase[list[dict[str, Any]]]):
 
     def command(self, path: str, library: str) -> StringCommand:
         return StringCommand(
-            f"PYTHONPATH={library} python3 -B -m moehost.gguf", QuoteString(path), "2>/dev/null || true"
+            "cat", QuoteString(f"{path.rpartition('/')[0]}/headers.json"), "2>/dev/null ||",
+            f"PYTHONPATH={library} python3 -B -m moehost.gguf", QuoteString(path), "2>/dev/null || true",
         )  # fmt: skip
 
     def process(self, output: list[str]) -> list[dict[str, Any]]:

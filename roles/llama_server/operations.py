@@ -81,8 +81,9 @@ def running(node: Node, service: Service, index: int, constants: Constants) -> I
     yield from changes
     leftovers = [_taken_away(path) for path in host.get_fact(FileStates, paths=goal.leftovers)]
     yield from leftovers
-    # From here the facts are read after the commands above have run.
-    state = host.get_fact(ServiceState, unit=service.unit, port=service.port)
+    # After commands have run, what was seen before them counts no more.
+    is_touched = bool(changes or leftovers)
+    state = host.get_fact(ServiceState, unit=service.unit, port=service.port) if is_touched else goal.state
     if state.get("NeedDaemonReload") == "yes":
         yield "systemctl daemon-reload"
     if state.get("UnitFileState") != goal.source.unit_file_state:
@@ -101,7 +102,7 @@ def running(node: Node, service: Service, index: int, constants: Constants) -> I
         )  # fmt: skip
     if must_restart or state.get("ActiveState") != "active":
         yield FunctionCommand(_wait_until_ready, (service, goal.generation, goal.plan), {})
-    elif not changes and not leftovers:
+    elif not is_touched:
         host.noop(f"{service.unit} runs as planned")
 
 

@@ -52,6 +52,7 @@ class Wanted:
     + generated: for a Quadlet, what Podman makes of it; empty where its process runs already
     + plan_json: the plan as it is kept
     + tried: the record of the engine's own check of the plan, if there is one
+    + state: what the fact ServiceState said of its unit
     """
 
     source: Source
@@ -59,6 +60,7 @@ class Wanted:
     generated: str
     plan_json: dict[str, Any]
     tried: dict[str, Any] | None
+    state: dict[str, Any]
 
     @property
     def service(self) -> Service:
@@ -171,7 +173,7 @@ def wanted(node: Node, service: Service, index: int, constants: Constants, relea
             raise Refused(f"{where}.{problem}")
         if source.is_quadlet:
             generated = _generated(source, generation, where)
-    return Wanted(source, generation, generated, plan.to_json(name), tried)
+    return Wanted(source, generation, generated, plan.to_json(name), tried, state)
 
 
 def _container_problem(source: Source, there: dict[str, str]) -> str | None:

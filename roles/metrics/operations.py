@@ -10,7 +10,7 @@ from pyinfra.api import FunctionCommand, QuoteString, StringCommand, operation
 
 from moehost.settings import Node
 from moehost.settings_metrics import Metrics
-from roles.facts import FileStates, MissingPackages, units
+from roles.facts import FileStates, MissingPackages, PathsThere, units
 from roles.metrics import wanted
 from roles.metrics.facts import ACCOUNT, EXPORTER, FOLDER, LINK, PROMETHEUS, RECORD, TIMER, Watch
 from roles.operations import files, packages, refuse, shell
@@ -159,7 +159,11 @@ def unwatched(node: Node) -> Iterator[Any]:
 
     + node: the settings of the node
     """
-    wish, there = node.metrics, host.get_fact(Watch)
+    wish, traces = node.metrics, [*wanted.EVER, RECORD, LINK]
+    if not wish and not host.get_fact(PathsThere, paths=traces, account=ACCOUNT):
+        host.noop("the node is not watched")
+        return
+    there = host.get_fact(Watch)
     texts = _texts(node, wish, there) if wish else {}
     leave = [path for path in host.get_fact(FileStates, paths=wanted.EVER) if path not in texts]
     kept = [wanted.PACKAGES[unit] for unit in _ports(wish)] if wish else []

@@ -130,7 +130,7 @@ def _replace(shelf: Shelf, job: Job, lock: int, progress: Progress) -> Manifest:
     progress.show("switch", progress.total_bytes)
     architecture = str(model.metadata.get("general.architecture", "unknown"))
     manifest = Manifest(job.model, job.label, job.revision, tuple(brought), architecture, len(model.tensors))
-    shelf.seal(manifest, {Path(header.name).name: header.to_json()["tensors"] for header in headers})
+    shelf.seal(manifest, [header.to_json() for header in headers])
     shelf.switch()
     return manifest
 

@@ -1,6 +1,8 @@
 """The model store: where a model stands, how its successor is put together beside it and takes its place.
 
-    STORE/NAME/                  shards, tensors.json, manifest.json: whole and verified, or not there at all
+    STORE/NAME/                  shards and manifest.json: whole and verified, or not there at all
+        headers.json             the shards' headers, as `python3 -m moehost.gguf` prints them
+        tensors.json             their tables of tensors
         damaged.json             files that were found to be others than the manifest says (`moehost.inspection`)
         mended.json              the last damaged.json of a predecessor, whose damaged files were brought anew
     STORE/.incoming/.NAME.lock   held by the run that works on NAME, and by its download program
@@ -218,8 +220,11 @@ class Shelf:
         sync(self.part(file))
         self._rename(self.part(file), self.finished(file))
 
-    def seal(self, manifest: Manifest, tensors: Mapping[str, Sequence[Any]]) -> None:
-        """Completes the successor: nothing but its files, the tensor table, and last of all the manifest."""
+    def seal(self, manifest: Manifest, headers: Sequence[Mapping[str, Any]]) -> None:
+        """Completes the successor: nothing but its files, what their headers say, and last of all the manifest.
+
+        + headers: of each shard, as JSON has it
+        """
         names = {file.name for file in manifest.files}
         for path in self.files.iterdir():
             if path.name not in names:
@@ -229,7 +234,9 @@ class Shelf:
         if note.exists():
             shutil.copyfile(note, self.files / "mended.json")
             sync(self.files / "mended.json")
-        write_json(self.files / "tensors.json", tensors)
+        there = [{**each, "name": str(self.target / Path(each["name"]).name)} for each in headers]
+        write_json(self.files / "headers.json", there)
+        write_json(self.files / "tensors.json", {Path(each["name"]).name: each["tensors"] for each in there})
         write_json(self.files / "manifest.json", manifest.to_json(), indent=2)
 
     def switch(self) -> None:

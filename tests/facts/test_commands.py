@@ -111,12 +111,12 @@ def test_an_account_without_directories(node):
 def test_a_package_counts_as_installed_only_when_dpkg_is_through_with_it(node):
     node.program(
         "dpkg-query",
-        """case $4 in
-        curl) echo installed ;;
-        aria2) echo half-configured ;;
-        removed) echo config-files ;;
-        *) echo "dpkg-query: no packages found matching $4" >&2; exit 1 ;;
-        esac""",
+        """for each in "$@"; do case $each in
+        curl) printf ' installed:curl ' ;;
+        aria2) printf ' half-configured:aria2 ' ;;
+        removed) printf ' config-files:removed ' ;;
+        unheard-of) echo "dpkg-query: no packages found matching $each" >&2 ;;
+        esac; done; exit 1""",
     )
     packages = ["curl", "aria2", "removed", "unheard-of"]
     assert node.ask(MissingPackages, packages=packages) == ["aria2", "removed", "unheard-of"]

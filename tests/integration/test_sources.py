@@ -65,6 +65,7 @@ def test_a_fetch_that_is_killed_goes_on_and_the_model_is_served(node, settings):
     assert "Models | Have split in the store" in changes(second)
     assert "split: download" in second.stderr, "no progress was shown"
     assert node.run("ls /srv/models/split").split() == [
+        "headers.json",
         "manifest.json",
         *(f"split-0000{n}-of-00003.gguf" for n in (1, 2, 3)),
         "tensors.json",

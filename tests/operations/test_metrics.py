@@ -4,7 +4,7 @@ import pytest
 from pyinfra.facts.deb import DebPackages
 
 from moehost import settings
-from roles.facts import FileStates, MissingPackages
+from roles.facts import FileStates, MissingPackages, PathsThere
 from roles.metrics import wanted
 from roles.metrics.facts import EXPORTER, PROMETHEUS, RECORD, Watch
 from roles.metrics.operations import described, holder, installed, unwatched, watched
@@ -53,6 +53,7 @@ def commands(operation, watch, files=None, missing=(), **arguments):
         MissingPackages: list(missing),
         DebPackages: {},
         FileStates: lambda paths: {path: each for path, each in (files or {}).items() if path in paths},
+        PathsThere: lambda paths, account: [*set(paths) & set(files or {}), *watch["account"].split()],
     }
     found, noops = play(operation, facts, **arguments)
     return [each["command"] if isinstance(each, dict) else each for each in found], noops

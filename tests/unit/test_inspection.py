@@ -147,7 +147,7 @@ def test_a_model_that_is_replaced_meanwhile_is_read_again(bench: Bench, monkeypa
             found = list(real(folder))
             folder.rename(bench.folder / "old")
             write(folder, MODEL)
-            for name in ("manifest.json", "tensors.json"):
+            for name in ("headers.json", "manifest.json", "tensors.json"):
                 (folder / name).write_bytes((bench.folder / "old" / name).read_bytes())
         rounds.append(len(found))
         return found

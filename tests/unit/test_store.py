@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from moehost import fetch
+from moehost import fetch, gguf
 from moehost.job import Job
 from moehost.store import Manifest, Shelf, read_manifest
 from tests.fixtures.fetching import Bench
@@ -71,6 +71,9 @@ def test_local_model_is_linked(bench: Bench, offered: str) -> None:
     assert {file.name: file.sha256 for file in manifest.files} == {n: sha256(d) for n, d in NEW.items()}
     tensors = json.loads((bench.target / "tensors.json").read_text())
     assert tensors[SECOND] == [["blk.1.weight", [1000], 0, 0, 4000]]
+    # What a node would read again is what was kept.
+    kept = [gguf.Header.from_json(each) for each in json.loads((bench.target / "headers.json").read_text())]
+    assert tuple(kept) == gguf.read_model(bench.target / FIRST).headers
     assert bench.progress()["phase"] == "done"
     assert sorted(path.name for path in bench.staging.iterdir()) == ["progress.json"]
 
@@ -315,6 +318,7 @@ def test_crash_before_any_step(tmp_path: Path, capsys: pytest.CaptureFixture[str
         else:
             absent += 1
             assert sorted(p.name for p in (bench.staging / "old").iterdir()) == [
+                "headers.json",
                 "manifest.json",
                 *OLD,
                 "tensors.json",
