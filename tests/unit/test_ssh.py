@@ -93,3 +93,21 @@ def test_an_inventory_can_still_be_printed(tmp_path):
     command = [Path(sys.executable).with_name("pyinfra"), str(tmp_path / "hosts.py"), "debug-inventory", "--json"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert json.loads(done.stdout)[0]["data"] == {"ssh_user": "root"}
+
+
+# What config.py changes of pyinfra and paramiko, and what each change is good for, as those two see it.
+CHANGED = """
+import inspect, socket, sys
+import config
+from pyinfra.api import arguments, util
+
+sock = socket.create_connection(("127.0.0.1", int(sys.argv[1])))
+print(config.sent_at_once(sock).get_security_options().ciphers[0])
+print(arguments.all_global_arguments() is arguments.all_global_arguments())
+print(util.getframeinfo(inspect.currentframe()).code_context)
+"""
+
+
+def test_each_operation_costs_less(port: int) -> None:
+    done = subprocess.run([sys.executable, "-c", CHANGED, str(port)], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.split() == ["aes128-gcm@openssh.com", "True", "None"], done.stderr
