@@ -98,8 +98,11 @@ def test_an_inventory_can_still_be_printed(tmp_path):
 # What config.py changes of pyinfra and paramiko, and what each change is good for, as those two see it.
 CHANGED = """
 import inspect, socket, sys
+from pyinfra.api import Config, arguments, util
+from pyinfra.context import ctx_config
+
+ctx_config.set(Config())
 import config
-from pyinfra.api import arguments, util
 
 sock = socket.create_connection(("127.0.0.1", int(sys.argv[1])))
 print(config.sent_at_once(sock).get_security_options().ciphers[0])
