@@ -48,7 +48,7 @@ class EngineHelp(FactBase[str]):
 class ModelHeaders(FactBase[list[dict[str, Any]]]):
     """The headers of a model's files as `moehost.gguf` prints them on the node; empty where they can't be read.
 
-    The store keeps them beside a model: to read them takes seconds where a vocabulary is large.
+    The store keeps them beside a model, so that no program has to read them again.
 
     + path: first file of the model
     + library: where the node has moehost's modules
