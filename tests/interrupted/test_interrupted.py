@@ -39,16 +39,16 @@ SERVICE = {
 }
 # What there is to do when the deploy is killed: a state of the node, other settings, and how long a deploy of it
 # takes at least, in seconds: the kill comes within that time.
-FRESH = ("a fresh node", "fresh", {}, 20)
+FRESH = ("a fresh node", "fresh", {}, 12)
 SITUATIONS = [
-    ("another context", "true", {"context": 4096}, 5),
-    ("a model that is gone", "rm -r /srv/models/tiny-qwen35moe", {}, 6),
-    ("an engine that is gone", "apt-get remove --yes llama.cpp-tools && rm -r /opt/moehost/engine", {}, 10),
-    ("another port and a stopped service", "systemctl stop llama-server-tiny", {"port": 8090}, 5),
-    ("a package cut off by dpkg", "dpkg --unpack /var/cache/aria2.deb", {}, 6),
-    ("lost files", "rm -r /etc/moehost /usr/local/lib/moehost /usr/local/libexec/moehost", {}, 6),
-    ("another name", "true", {"name": "other"}, 5),
-    ("a broken unit", "truncate -s 100 /etc/systemd/system/llama-server-other.service", {"name": "other"}, 5),
+    ("another context", "true", {"context": 4096}, 3),
+    ("a model that is gone", "rm -r /srv/models/tiny-qwen35moe", {}, 4),
+    ("an engine that is gone", "apt-get remove --yes llama.cpp-tools && rm -r /opt/moehost/engine", {}, 6),
+    ("another port and a stopped service", "systemctl stop llama-server-tiny", {"port": 8090}, 3),
+    ("a package cut off by dpkg", "dpkg --unpack /var/cache/aria2.deb", {}, 4),
+    ("lost files", "rm -r /etc/moehost /usr/local/lib/moehost /usr/local/libexec/moehost", {}, 4),
+    ("another name", "true", {"name": "other"}, 3),
+    ("a broken unit", "truncate -s 100 /etc/systemd/system/llama-server-other.service", {"name": "other"}, 3),
 ]
 # For each of the two nodes; 25 kills.
 ROUNDS = [FRESH, *SITUATIONS, *SITUATIONS, *SITUATIONS]
