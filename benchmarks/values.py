@@ -26,17 +26,17 @@ from roles.llama_server.units import Source
 from roles.models import MODULES
 from roles.models.verification import LIBRARY, command
 
-# mmdebstrap's.
-DEFAULT_MIRROR = "http://deb.debian.org/debian"
 DIALECT: Dialect = "llama.cpp"
 
 
 def of_node(node: Node) -> dict[str, Any]:
     """What is asked of a node, the suite after its own, and the mirror that it was made from."""
+    # apt itself names none before it has fetched its lists.
+    sources = sandbox.execute(node.name, "cat", "/etc/apt/sources.list")
     return {
         "machine": node.ask(Machine),
         "suite": NEXT_SUITE[node.ask(OsRelease)["VERSION_CODENAME"]],
-        "mirror": sandbox.mirror() or DEFAULT_MIRROR,
+        "mirror": next(word for word in sources.split() if "://" in word),
     }
 
 
