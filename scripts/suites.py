@@ -19,6 +19,8 @@ LOGS = Path(".sandbox/logs")
 PATIENCE_S = 120
 # What pytest says of a failure: the reason, the place, the test; of Make and Molecule, that there was one.
 TELLING = re.compile(r"^(E  |FAILED |ERROR |_{5,} |[\w/.-]+\.py:\d+: |fatal: |make.*\*\*\*|.*Error in |    --> )")
+# Molecule draws a frame around what its commands say, and breaks their lines, where it takes a log for a terminal.
+ENVIRONMENT = {"MOLECULE_COMMAND_BORDERS": "false"}
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 AT_ONCE_LINES, IN_THE_END_LINES = 60, 20
 
@@ -41,7 +43,12 @@ class Suite:
         command = ["make", "--no-print-directory", self.target]
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+                command,
+                env={**os.environ, **ENVIRONMENT},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
             )
 
     def has_ended(self) -> bool:

@@ -282,7 +282,7 @@ def drain(labels: Collection[str], lease_s: float, wait_s: float) -> str:
     """
     with locked():
         for label in known(labels):
-            (DRAINS / f"{label}.new").write_text(f"{time.time() + lease_s:.0f}\n")
+            (DRAINS / f"{label}.new").write_text(f"{time.time() + lease_s:.3f}\n")
             (DRAINS / f"{label}.new").replace(DRAINS / f"{label}.until")
     end_s = time.monotonic() + wait_s
     is_idle = False

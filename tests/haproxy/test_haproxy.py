@@ -332,12 +332,14 @@ class TestDrain:
 
     def test_it_is_over_when_its_time_is(self, made: Callable[..., LocalRouter]) -> None:
         router = made(2)
-        assert router.balancer.drain(["n1"], 1, wait_s=5) == ""
+        before_s = time.time()
+        assert router.balancer.drain(["n1"], 4, wait_s=3) == ""
         router.balancer.settle()
         status = router.balancer.status()
-        assert status["nodes"]["n1"]["drained_until"] > time.time()
+        until_s = status["nodes"]["n1"]["drained_until"]
+        assert 4 <= until_s - before_s < 5
         assert status["models"]["tiny"] == {"waiting": 0, "nodes_ready": 1}
-        time.sleep(1.2)
+        time.sleep(max(0.0, until_s - time.time()) + 0.01)
         router.balancer.settle()
         router.wait(ready=2)
         assert router.balancer.status()["nodes"]["n1"]["drained_until"] is None
