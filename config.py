@@ -20,7 +20,7 @@ from pyinfra_cli import cli
 from pyinfra_cli.exceptions import CliError
 
 from moehost import ansible_inventory
-from roles import timing
+from roles import one_session, timing
 
 config.REQUIRE_PYINFRA_VERSION = "~=3.10.0"
 
@@ -71,6 +71,8 @@ def sent_at_once(sock: Any, **options: Any) -> Transport:
     offered.ciphers = sorted(offered.ciphers, key=lambda name: "gcm" not in name)
     return transport
 
+
+one_session.install()
 
 # For every client, hops among them; what `ssh_paramiko_connect_kwargs` of a host says comes later, and counts.
 SSHClient.connect = partialmethod(SSHClient.connect, transport_factory=sent_at_once)  # type: ignore[method-assign]

@@ -70,7 +70,8 @@ def main(
     out, report = out or DOCS / "performance.json", report or DOCS / "performance.md"
     try:
         if not only_report:
-            out.write_text(measured(counts, rounds, repetitions).to_json())
+            for figures in measured(counts, rounds, repetitions):
+                out.write_text(figures.to_json())
         report.write_text(page(parse(out)))
     except FiguresError as error:
         stop(str(error))
@@ -92,19 +93,23 @@ def page(figures: Figures) -> str:
     return loader.get_template("performance.md.j2").render(figures=figures)
 
 
-def measured(counts: list[int], rounds: int, repetitions: int) -> Figures:
-    """Measure; nodes are there only meanwhile. Raises ToolError, SandboxError and OSError."""
+def measured(counts: list[int], rounds: int, repetitions: int) -> Iterator[Figures]:
+    """Measure: all figures until now, each time that there is one more, so that a run that is ended loses none.
+
+    Nodes are there only meanwhile. Raises ToolError, SandboxError and OSError.
+    """
     rows: list[Row] = []
-    before = machine()
+    date, before, with_what = datetime.now(UTC).strftime("%Y-%m-%d"), machine(), software()
     with tempfile.TemporaryDirectory(prefix="moehost-") as folder:
         access = Access(Path(folder))
         public_key = access.make()
         try:
             for count in counts:
-                rows += _at_once(count, rounds, repetitions, access, public_key)
+                for row in _at_once(count, rounds, repetitions, access, public_key):
+                    rows.append(row)
+                    yield Figures(date, before, with_what, tuple(rows))
         finally:
             _ended(access)
-    return Figures(datetime.now(UTC).strftime("%Y-%m-%d"), before, software(), tuple(rows))
 
 
 def _ended(access: Access) -> None:
@@ -156,7 +161,9 @@ def _row(tool: Tool, there: list[Node], what: What, number: int, calendar: Calen
     spent = [now.counters - past for now, past in zip(there, before, strict=True)]
     if (run.changed == 0) != (what == "again"):
         raise ToolError(f"{tool.name}, {len(there)} nodes, {what}: changed {run.changed}")
-    say(f"{tool.name}, {what}: {run.seconds:.2f} s, {_mean(spent, 'sessions'):.0f} sessions for each node")
+    sessions = _mean(spent, "sessions")
+    commands = sessions if run.commands is None else run.commands
+    say(f"{tool.name}, {what}: {run.seconds:.2f} s; for each node {commands:.0f} commands, {sessions:.0f} sessions")
     return Row(
         tool.name,
         len(there),
@@ -164,7 +171,9 @@ def _row(tool: Tool, there: list[Node], what: What, number: int, calendar: Calen
         number,
         round(run.seconds, 3),
         run.changed,
-        *(_mean(spent, key) for key in ("sessions", "received_bytes", "sent_bytes")),
+        round(commands, 1),
+        sessions,
+        *(_mean(spent, key) for key in ("received_bytes", "sent_bytes")),
     )
 
 

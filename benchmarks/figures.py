@@ -24,6 +24,7 @@ class Row:
     + nodes: how many it provisioned at once
     + round: number of the repetition; each tool has one of that number
     + changed: how much it changed, in whatever the tool counts
+    + commands: those that a node was given, the mean of all
     + sessions, received_bytes, sent_bytes: what a node counted, the mean of all
     """
 
@@ -33,6 +34,7 @@ class Row:
     round: int
     seconds: float
     changed: int
+    commands: float
     sessions: float
     received_bytes: float
     sent_bytes: float
@@ -48,8 +50,10 @@ class Spread:
 
     @classmethod
     def of(cls, values: Iterable[float]) -> Spread:
-        """The spread of values, of which there is at least one."""
+        """The spread of values; raises FiguresError where there is none."""
         found = sorted(values)
+        if not found:
+            raise FiguresError("the benchmark did not come to its end; run it again")
         return cls(median(found), found[0], found[-1])
 
 
@@ -85,8 +89,12 @@ class Figures:
         least, *_, greatest = [self.seconds(tool, each, what).median for each in (*self.counts, self.counts[-1])]
         return greatest / least
 
+    def commands(self, tool: str, nodes: int, what: What) -> float:
+        """Commands for each node."""
+        return fmean(row.commands for row in self.of(tool, nodes, what).values())
+
     def sessions(self, tool: str, nodes: int, what: What) -> float:
-        """Commands and transfers of files for each node."""
+        """Sessions of SSH for each node: one for each command or transfer of files that shares none."""
         return fmean(row.sessions for row in self.of(tool, nodes, what).values())
 
     def kilobytes(self, tool: str, nodes: int, what: What) -> float:

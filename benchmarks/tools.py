@@ -10,6 +10,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any, Literal, Protocol
 
 from benchmarks.nodes import Access, Node
@@ -25,10 +26,15 @@ class ToolError(RuntimeError):
 
 @dataclass(frozen=True)
 class Run:
-    """A run: how long it took, and how much it changed, in whatever the tool counts."""
+    """
+    A run: how long it took, and how much it changed, in whatever the tool counts.
+
+    + commands: for each node, the mean of all; None where each of them has a session of its own
+    """
 
     seconds: float
     changed: int
+    commands: float | None = None
 
 
 class Tool(Protocol):
@@ -60,10 +66,11 @@ class Moehost:
         inventory = self.access.folder / "hosts.py"
         inventory.write_text(f"nodes = {hosts!r}\n")
         done, seconds = _timed([_program("pyinfra"), str(inventory), "deploy.py", "--yes", "--json"], {})
-        results = json.loads(done.stdout)["results"]
-        if results["failed_hosts"]:
+        said = json.loads(done.stdout)
+        if said["results"]["failed_hosts"]:
             raise ToolError(_end(done))
-        return Run(seconds, results["totals"]["success"])
+        commands = fmean(each["commands"] for each in said["hosts"].values())
+        return Run(seconds, said["results"]["totals"]["success"], commands)
 
 
 @dataclass(frozen=True)

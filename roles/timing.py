@@ -1,4 +1,5 @@
-"""What `pyinfra ... --json` says beside its own: how long each role took on each host, and why a host failed.
+"""What `pyinfra ... --json` says beside its own: how long each role took on each host, how many commands the host was
+given, and why it failed.
 
 pyinfra 3.10.0 counts operations over all hosts and prints nothing when every host has failed. `install` is called by
 config.py, before there is a state that handlers could be added to.
@@ -14,6 +15,7 @@ from collections import defaultdict
 from typing import Any
 
 import click
+from pyinfra.api import Host
 from pyinfra.api.state import BaseStateCallback
 from pyinfra_cli import prints
 
@@ -165,6 +167,11 @@ def install(cli: Any) -> None:
     """
     timing = Timing()
     connect_all, disconnect_all = cli.connect_all, cli.disconnect_all
+    run_shell_command = Host.run_shell_command
+
+    def counted(host: Host, *arguments: Any, **named: Any) -> Any:
+        timing.runs[host.name].commands += 1
+        return run_shell_command(host, *arguments, **named)
 
     def connect(state: Any) -> None:
         state.add_callback_handler(timing)
@@ -176,3 +183,4 @@ def install(cli: Any) -> None:
         disconnect_all(state)
 
     cli.connect_all, cli.disconnect_all, cli.print_run_json = connect, disconnect, timing.print_json
+    Host.run_shell_command = counted  # type: ignore[method-assign]

@@ -37,12 +37,14 @@ class HostRun:
 
     + said: lines about the host that were warnings or errors, outside of its operations
     + unfinished: why the run ended before this host was through, None where it did not
+    + commands: how many it was given, facts included
     """
 
     operations: list[Operation] = field(default_factory=list)
     said: list[str] = field(default_factory=list)
     has_failed: bool = False
     unfinished: str | None = None
+    commands: int = 0
 
     @property
     def failure(self) -> str | None:
@@ -57,7 +59,7 @@ class HostRun:
 
     def to_json(self) -> dict[str, Any]:
         """The contract."""
-        return {"roles": roles(self.operations), "failed": self.failure}
+        return {"roles": roles(self.operations), "failed": self.failure, "commands": self.commands}
 
 
 def roles(operations: Iterable[Operation]) -> list[dict[str, Any]]:

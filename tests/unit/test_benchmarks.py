@@ -1,5 +1,6 @@
 """The benchmark of deploys, as far as it needs no node: bad input, the page of recorded figures, the playbook."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -21,7 +22,7 @@ SETTINGS = settings.read(sandbox[0][1])
 
 
 def row(tool: str, nodes: int, what: figures.What, number: int, seconds: float) -> figures.Row:
-    return figures.Row(tool, nodes, what, number, seconds, 0, 30, 1000, 2000)
+    return figures.Row(tool, nodes, what, number, seconds, 0, 30, 2, 1000, 2000)
 
 
 def recorded(load: str = "0.1") -> figures.Figures:
@@ -81,14 +82,23 @@ def test_recorded_figures_become_a_page(tmp_path):
     assert run("--only-report", "--out", out, "--report", page) == (0, f"moehost: wrote {page}\n")
     lines = page.read_text().splitlines()
     assert (
-        "| 1 | nothing to do | 1.00 [1.00, 1.00] | 5.50 [5.00, 6.00] | 5.5 [5.0, 6.0] | 30 and 30 | 3 and 3 |"
-        in lines
+        "| 1 | nothing to do | 1.00 [1.00, 1.00] | 5.50 [5.00, 6.00] | 5.5 [5.0, 6.0] | 30 and 30 | 2 and 2 "
+        "| 3 and 3 |" in lines
     )
     assert (
-        "| 16 | first run | 4.00 [4.00, 4.00] | 22.00 [20.00, 24.00] | 5.5 [5.0, 6.0] | 30 and 30 | 3 and 3 |"
-        in lines
+        "| 16 | first run | 4.00 [4.00, 4.00] | 22.00 [20.00, 24.00] | 5.5 [5.0, 6.0] | 30 and 30 | 2 and 2 "
+        "| 3 and 3 |" in lines
     )
     assert any("takes moehost 4.0 times as long" in line for line in lines)
+
+
+def test_a_benchmark_that_was_ended_makes_no_page(tmp_path):
+    out, page = tmp_path / "figures.json", tmp_path / "page.md"
+    whole = recorded()
+    out.write_text(dataclasses.replace(whole, rows=whole.rows[:4]).to_json())
+    code, said = run("--only-report", "--out", out, "--report", page)
+    assert (code, page.exists()) == (2, False)
+    assert said == "moehost: the benchmark did not come to its end; run it again\n"
 
 
 def test_a_page_says_that_the_computer_was_busy():

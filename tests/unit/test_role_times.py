@@ -25,6 +25,7 @@ def test_roles_have_the_sum_of_their_operations():
             Operation("Engine", "Build", 2.0, failed="no space left"),
         ],
         has_failed=True,
+        commands=3,
     )
     assert run.to_json() == {
         "roles": [
@@ -32,6 +33,7 @@ def test_roles_have_the_sum_of_their_operations():
             {"role": "Engine", "duration_s": 2.0, "changed": [], "failed": "Build: no space left"},
         ],
         "failed": "Engine | Build: no space left",
+        "commands": 3,
     }
 
 
