@@ -27,16 +27,21 @@ AT_ONCE_LINES, IN_THE_END_LINES = 60, 20
 
 @dataclass
 class Suite:
-    """A target of the Makefile, while it runs and afterwards."""
+    """
+    A target of the Makefile, while it runs and afterwards.
+
+    + again: whether it has failed in company, and has the computer for itself now
+    """
 
     target: str
+    again: bool = False
     process: subprocess.Popen[bytes] | None = None
     began_s: float = 0
     took_s: float | None = None
 
     @property
     def log(self) -> Path:
-        return LOGS / f"{self.target}.log"
+        return LOGS / f"{self.target}{'-alone' if self.again else ''}.log"
 
     def start(self) -> None:
         self.began_s = time.monotonic()
@@ -67,9 +72,10 @@ class Suite:
 
     @property
     def verdict(self) -> str:
+        name = f"{self.target}, once more and alone" if self.again else self.target
         if self.process is None or self.took_s is None:
-            return f"{self.target}: not run to its end"
-        return f"{self.target}: {'FAILED' if self.has_failed else 'passed'} in {self.took_s:.0f} s ({self.log})"
+            return f"{name}: not run to its end"
+        return f"{name}: {'FAILED' if self.has_failed else 'passed'} in {self.took_s:.0f} s ({self.log})"
 
     def end(self) -> None:
         """Stop it as Ctrl-C would, so that it takes its nodes away, and wait for it."""
@@ -112,7 +118,8 @@ def run(suites: Sequence[Suite], at_once: int) -> None:
 def main() -> int:
     """0 when all have passed, 1 when one has not, 2 on bad input."""
     parser = argparse.ArgumentParser(
-        description="Run targets of the Makefile side by side; a failure stops none of the others.",
+        description="Run targets of the Makefile side by side; a failure stops none of the others. One that fails in "
+        "company is run once more by itself, and that counts; both are told.",
         epilog="example: scripts/suites.py --at-once 3 test-trust test-router test-engine --alone test-vm",
     )
     parser.add_argument("--at-once", type=int, default=1, metavar="N", help="how many run side by side (default: 1)")
@@ -124,20 +131,24 @@ def main() -> int:
     os.chdir(ROOT)
     LOGS.mkdir(parents=True, exist_ok=True)
     together, alone = ([Suite(each) for each in some] for some in (words.target, words.alone))
+    again: list[Suite] = []
     try:
         run(together, words.at_once)
+        # Limits of time hold on a busy computer, but not on every one that is as busy as this makes it.
+        again = [Suite(each.target, again=True) for each in together if each.has_failed and words.at_once > 1]
+        run(again, 1)
         run(alone, 1)
     except KeyboardInterrupt:
-        for each in [*together, *alone]:
+        for each in [*together, *again, *alone]:
             each.end()
         say("== interrupted")
-    suites = [*together, *alone]
+    suites = [*together, *again, *alone]
     say("== suites:\n" + indented([each.verdict for each in suites]))
-    failed = [each for each in suites if each.has_failed]
-    for each in failed:
-        if each.process:
+    for each in suites:
+        if each.has_failed and each.process:
             say(f"== why {each.target} failed:\n" + indented(why(each.log)[-IN_THE_END_LINES:]))
-    return 1 if failed else 0
+    # The last word on a target counts.
+    return 1 if any({each.target: each.has_failed for each in suites}.values()) else 0
 
 
 if __name__ == "__main__":

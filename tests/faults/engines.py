@@ -85,7 +85,7 @@ def full_in_a_build(drill: Drill) -> str:
     return '"No space left on device", no release half made'
 
 
-def no_good(drill: Drill, commit: str, sentence: str, cause: str, start_timeout_s: int = 10) -> str:
+def no_good(drill: Drill, commit: str, sentence: str, cause: str, start_timeout_s: int = 20) -> str:
     """An engine is switched to that is no good; the line of the journal that names the cause."""
     before, good, since = drill.settings, current(drill), drill.run("date +%s")
     choose(drill, commit)
@@ -112,7 +112,7 @@ def crashes(drill: Drill) -> str:
 
 @fault("an engine hangs in its load", BACK)
 def hangs(drill: Drill) -> str:
-    return no_good(drill, "hang-in-load", "does not start with", "no answer after 10 s")
+    return no_good(drill, "hang-in-load", "does not start with", "no answer after 20 s")
 
 
 @fault("an engine answers garbage", BACK)

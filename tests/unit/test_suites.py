@@ -12,13 +12,15 @@ import pytest
 from tests.fixtures.node import ROOT
 
 MAKEFILE = """
-.PHONY: fine other broken slow
+.PHONY: fine other broken slow shy
 fine:
 \t@sleep 0.3; echo fine; touch fine.done
 other:
 \t@test ! -e fine.done
 broken:
 \t@printf 'a\\n\\033[31mE   assert 1 == 2\\033[0m\\nFAILED tests/test_a.py::test_b - assert 1 == 2\\nmore\\n'; exit 1
+shy:
+\t@test -e tried && echo well || { touch tried; echo 'E   not in company'; exit 1; }
 slow:
 \t@trap 'echo cleaned >cleaned; exit 130' INT; sleep 60
 """
@@ -59,6 +61,19 @@ def test_a_failure_stops_none_of_the_others_and_is_told_in_the_end(project: Path
     assert "other: FAILED" in summary
     why = summary.partition("== why broken failed:\n")[2].splitlines()
     assert why[:2] == ["   E   assert 1 == 2", "   FAILED tests/test_a.py::test_b - assert 1 == 2"]
+
+
+def test_one_that_fails_in_company_is_run_again_by_itself_and_that_counts(project: Path) -> None:
+    process = start(project, "--at-once", "2", "shy", "broken")
+    said, _ = process.communicate(timeout=30)
+    assert process.returncode == 1
+    summary = said.partition("== suites:\n")[2]
+    assert "shy: FAILED" in summary and "shy, once more and alone: passed" in summary
+    assert "broken: FAILED" in summary and "broken, once more and alone: FAILED" in summary
+    # What it was is told all the same.
+    assert "   E   not in company" in summary.partition("== why shy failed:\n")[2]
+    assert (project / ".sandbox/logs/shy-alone.log").read_text() == "well\n"
+    assert start(project, "--at-once", "2", "shy").wait(timeout=30) == 0
 
 
 def test_one_that_is_interrupted_lets_its_suites_clean_up(project: Path) -> None:
