@@ -7,6 +7,7 @@ import platform
 import re
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -30,6 +31,8 @@ HERE = Path(__file__).parent
 DOCS = HERE.parent / "docs"
 # The settings of the default node.
 DEFAULT: dict[str, Any] = hosts.sandbox[0][1]
+# Podman cleans up behind each question to a node, for a moment and with a core.
+SETTLE_S = 5.0
 CALENDARS: tuple[Calendar, Calendar] = ("monthly", "weekly")
 
 
@@ -157,6 +160,7 @@ def _in_turns(tools: list[str], number: int) -> list[str]:
 
 def _row(tool: Tool, there: list[Node], what: What, number: int, calendar: Calendar) -> Row:
     before = [each.counters for each in there]
+    time.sleep(SETTLE_S)
     run = tool.deploy(there, calendar)
     spent = [now.counters - past for now, past in zip(there, before, strict=True)]
     if (run.changed == 0) != (what == "again"):

@@ -12,7 +12,17 @@ PROGRAMS = "Models | Install the programs that fetch models and try plans"
 
 
 def podman(*words: str) -> None:
-    subprocess.run(["podman", *words], check=True, capture_output=True)
+    """A command of Podman's, again if need be.
+
+    On a busy computer it gives up on a container that it has killed, five seconds later, and starts none that it has
+    given up on before it was asked to stop it once more.
+    """
+    for _ in range(6):
+        done = subprocess.run(["podman", *words], capture_output=True, text=True)
+        if done.returncode == 0:
+            return
+        time.sleep(5)
+    raise AssertionError(f"podman {' '.join(words)}: {done.stderr}")
 
 
 def gone_in_a_deploy(drill: Drill, *how: str, at: str) -> str:
@@ -23,6 +33,7 @@ def gone_in_a_deploy(drill: Drill, *how: str, at: str) -> str:
         time.sleep(0.3)
         podman(*how, drill.node.name)
         ended = deploy.end()
+    podman("stop", "--time", "0", drill.node.name)
     podman("start", drill.node.name)
     assert ended.returncode == 1, ended.stderr
     drill.clock()
