@@ -103,9 +103,9 @@ class Drill:
         return self.node.deploy(settings or self.settings)
 
     @contextlib.contextmanager
-    def deploying(self, settings: dict[str, Any] | None = None) -> Iterator[Deploy]:
-        """A deploy in the background; what is left of it in the end is killed."""
-        deploy = Deploy(self.node, settings or self.settings)
+    def deploying(self, **environment: str) -> Iterator[Deploy]:
+        """A deploy in the background, with more in its environment; what is left of it in the end is killed."""
+        deploy = Deploy(self.node, self.settings, environment)
         try:
             yield deploy
         finally:
@@ -172,12 +172,13 @@ class Drill:
 class Deploy:
     """A deploy in a process group of its own, whose talk is read while it runs."""
 
-    def __init__(self, node: Node, settings: dict[str, Any]) -> None:
+    def __init__(self, node: Node, settings: dict[str, Any], environment: dict[str, str]) -> None:
         command = ["pyinfra", str(node.inventory(settings)), "deploy.py", "--yes", "--json"]
         pipe = subprocess.PIPE
         self.process = subprocess.Popen(
-            command, cwd=ROOT, stdout=pipe, stderr=pipe, text=True, start_new_session=True
-        )
+            command, cwd=ROOT, stdout=pipe, stderr=pipe, text=True, start_new_session=True,
+            env=os.environ | environment,
+        )  # fmt: skip
         self.lines: list[str] = []
         self.printed: list[str] = []
         self._readers = [
