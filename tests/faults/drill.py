@@ -144,13 +144,6 @@ class Drill:
         """Whether the service is warm, too: it answers before, and a deploy that comes in between waits for it."""
         return self.tries(f"systemctl is-active {self.node.unit}").strip() == "active" and self.answers()
 
-    def until(self, what: Callable[[], bool], limit_s: float = 60) -> None:
-        """Wait for something that comes by itself."""
-        end_s = time.monotonic() + limit_s
-        while not what():
-            assert time.monotonic() < end_s, f"does not come within {limit_s} s"
-            time.sleep(0.3)
-
     @contextlib.contextmanager
     def goes_on(self) -> Iterator[None]:
         """The service is the same process afterwards, and answers."""

@@ -6,6 +6,7 @@ import time
 from tests.faults.drill import RUN, Drill, faults
 from tests.faults.packages import INSTALL, REMOVE
 from tests.fixtures.node import ROOT, changes
+from tests.fixtures.waiting import until
 
 FAULTS, fault = faults()
 PROGRAMS = "Models | Install the programs that fetch models and try plans"
@@ -29,7 +30,7 @@ def gone_in_a_deploy(drill: Drill, *how: str, at: str) -> str:
     assert ended.returncode == 1, ended.stderr
     drill.clock()
     # By itself, whatever the deploy has left.
-    drill.until(drill.is_ready, 90)
+    until(drill.is_ready, 90)
     return f"answers {time.monotonic() - drill._since_s:.0f} s after the start, by itself"
 
 

@@ -1,6 +1,7 @@
 """Faults of a service's files, its port and its process."""
 
 from tests.faults.drill import RUN, Drill, faults
+from tests.fixtures.waiting import until
 
 FAULTS, fault = faults()
 KEYS = "/etc/moehost/tiny/api-keys"
@@ -31,7 +32,7 @@ def port_taken(drill: Drill) -> str:
 def server_killed(drill: Drill) -> str:
     drill.run(f"systemctl kill --signal=KILL {drill.node.unit}")
     drill.clock()
-    drill.until(drill.is_ready, 90)
+    until(drill.is_ready, 90)
     drill.recovered()
     return drill.run(f"systemctl show --property NRestarts {drill.node.unit}")
 

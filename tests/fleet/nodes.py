@@ -42,9 +42,10 @@ FORGET = (
     "/etc/needrestart /usr/local/lib/moehost /usr/local/libexec/moehost"
 )
 INSTALL = "DEBIAN_FRONTEND=noninteractive apt-get install --yes --quiet --no-install-recommends openssh-server"
-# As a machine at the end of a bad line: each command waits before it begins.
+# As a machine at the end of a bad line: each command waits before it begins, also where a session has many of them.
 SLOW_S = 0.5
-SLOW = f"""ForceCommand sh -c 'sleep {SLOW_S}; exec sh -c "$SSH_ORIGINAL_COMMAND"'\n"""
+SLOW = f"""#!/bin/sh\nsleep {SLOW_S}\nexec /bin/sh "$@"\n"""
+SLOW_SH = "cat >/usr/local/bin/sh; chmod 755 /usr/local/bin/sh"
 # A package whose installation ends in the middle, whoever tries.
 BROKEN = r"""
 mkdir -p /root/ill/DEBIAN && cd /root
@@ -100,7 +101,7 @@ def _start(name: str, public_key: str) -> str:
         f"install -D -m 600 /dev/null /root/.ssh/authorized_keys; echo '{public_key}' >/root/.ssh/authorized_keys",
     )
     if name == "slow":
-        sandbox.execute(container(name), "sh", "-c", "cat >/etc/ssh/sshd_config.d/slow.conf", stdin=SLOW)
+        sandbox.execute(container(name), "sh", "-c", SLOW_SH, stdin=SLOW)
     if name == "broken":
         run(name, BROKEN)
     run(name, "systemctl restart ssh.service")
@@ -115,13 +116,16 @@ def fleet(folder: Path) -> Iterator[Path]:
     public = (folder / "key.pub").read_text().strip()
     there = [name for name in NODES if name not in ABSENT]
     try:
-        with image(), ThreadPoolExecutor(4) as pool, neighbour(4) as nobody:
-            addresses = dict(zip(there, pool.map(lambda name: _start(name, public), there), strict=True))
-            # Packets come there, and nothing comes back.
-            nobody.run("ip", "route", "add", "blackhole", "10.88.0.1/32")
-            addresses["dropped"] = ADDRESS.format(number=4).partition("/")[0]
-            addresses["closed"] = addresses["node01"]
-            yield _inventory(folder, addresses)
+        with image():
+            with ThreadPoolExecutor(4) as pool:
+                addresses = dict(zip(there, pool.map(lambda name: _start(name, public), there), strict=True))
+            # Their network is there by now.
+            with neighbour(4) as nobody:
+                # Packets come there, and nothing comes back.
+                nobody.run("ip", "route", "add", "blackhole", "10.88.0.1/32")
+                addresses["dropped"] = ADDRESS.format(number=4).partition("/")[0]
+                addresses["closed"] = addresses["node01"]
+                yield _inventory(folder, addresses)
             for name in there:
                 sandbox.down(container(name))
     finally:

@@ -10,6 +10,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -19,6 +20,7 @@ import pytest
 from moehost import balancer as module
 from tests.fixtures import routed
 from tests.fixtures.routed import NODE_KEY, Answer, LocalRouter, StubNode
+from tests.fixtures.waiting import until
 
 
 @pytest.fixture
@@ -63,17 +65,27 @@ def beside(*asked: Callable[[], Answer]) -> list[Answer]:
     return answers
 
 
+@contextmanager
+def meanwhile(*asked: Callable[[], Answer]) -> Iterator[list[Answer]]:
+    """Requests that are under way while the block runs; their answers, all of which are there after it."""
+    answers: list[Answer] = []
+    running = threading.Thread(target=lambda: answers.extend(beside(*asked)))
+    running.start()
+    try:
+        yield answers
+    finally:
+        running.join()
+
+
 def under_way(router: LocalRouter, count: int) -> None:
     """Wait until so many requests are at the nodes or wait for one."""
-    end_s = time.monotonic() + 10
-    while True:
+
+    def now() -> int:
         rows = router.balancer.rows()
-        now = sum(int(row["scur"]) for row in rows if row["svname"] != "BACKEND")
-        now += sum(int(row["qcur"]) for row in rows if row["svname"] == "BACKEND")
-        if now == count:
-            return
-        assert time.monotonic() < end_s, now
-        time.sleep(0.02)
+        at_nodes = sum(int(row["scur"]) for row in rows if row["svname"] != "BACKEND")
+        return at_nodes + sum(int(row["qcur"]) for row in rows if row["svname"] == "BACKEND")
+
+    until(lambda: now() == count, 10)
 
 
 class TestConfiguration:
@@ -153,15 +165,12 @@ class TestLimits:
     def test_too_many_at_once(self, made: Callable[..., LocalRouter]) -> None:
         router = made(2, concurrent_requests=2)
         long = [lambda n=n: router.chat(f"long {n}", n=15, pause_s=0.1) for n in range(2)]
-        answers: list[Answer] = []
-        running = threading.Thread(target=lambda: answers.extend(beside(*long)))
-        running.start()
-        under_way(router, 2)
-        refused = router.chat("one more")
-        assert (refused.status, refused.error["code"]) == (429, "too_many_at_once")
-        assert int(refused.headers["retry-after"]) > 0
-        assert router.chat("hi", "bob").status == 200
-        running.join()
+        with meanwhile(*long) as answers:
+            under_way(router, 2)
+            refused = router.chat("one more")
+            assert (refused.status, refused.error["code"]) == (429, "too_many_at_once")
+            assert int(refused.headers["retry-after"]) > 0
+            assert router.chat("hi", "bob").status == 200
         assert all(each.is_whole for each in answers)
         assert router.chat("again").status == 200
 
@@ -231,10 +240,7 @@ class TestConversations:
         # A process that is younger than ten seconds still looks for one before it, and hands nothing over.
         time.sleep(11)
         router.reload()
-        end_s = time.monotonic() + 5
-        while "used:4" not in router.balancer.ask("show table router/conversations"):
-            assert time.monotonic() < end_s
-            time.sleep(0.02)
+        until(lambda: "used:4" in router.balancer.ask("show table router/conversations"), 5)
         assert {text: self.turn(router, text, 1) for text in first} == first
         router.stubs[0].warm = False
         router.wait(ready=1)
@@ -296,16 +302,12 @@ class TestCrowd:
 class TestDrain:
     def test_it_waits_gives_nothing_and_ends(self, made: Callable[..., LocalRouter]) -> None:
         router = made(2)
-        answers: list[Answer] = []
-        asked = [lambda n=n: router.chat(f"long {n}", n=20, pause_s=0.1) for n in range(2)]
-        running = threading.Thread(target=lambda: answers.extend(beside(*asked)))
-        running.start()
-        under_way(router, 2)
-        assert router.balancer.drain(["n1"], 60, wait_s=0.2) == "n1: 1 request(s)"
-        before = len(router.stubs[0].asked)
-        assert {router.chat(str(n)).node for n in range(6)} == {"n2"}
-        assert router.balancer.drain(["n1"], 60, wait_s=20) == ""
-        running.join()
+        with meanwhile(*(lambda n=n: router.chat(f"long {n}", n=20, pause_s=0.1) for n in range(2))) as answers:
+            under_way(router, 2)
+            assert router.balancer.drain(["n1"], 60, wait_s=0.2) == "n1: 1 request(s)"
+            before = len(router.stubs[0].asked)
+            assert {router.chat(str(n)).node for n in range(6)} == {"n2"}
+            assert router.balancer.drain(["n1"], 60, wait_s=20) == ""
         assert all(each.is_whole for each in answers) and {each.node for each in answers} == {"n1", "n2"}
         assert len(router.stubs[0].asked) == before
         assert router.balancer.drain(["n1"], 60, wait_s=20) == ""
@@ -316,18 +318,14 @@ class TestDrain:
         self, made: Callable[..., LocalRouter]
     ) -> None:
         router = made(2)
-        answers: list[Answer] = []
-        asked = [lambda n=n: router.chat(f"long {n}", n=25, pause_s=0.1) for n in range(2)]
-        running = threading.Thread(target=lambda: answers.extend(beside(*asked)))
-        running.start()
-        under_way(router, 2)
-        router.balancer.drain(["n1"], 60, wait_s=0)
-        router.reload()
-        assert {row["svname"]: row["status"] for row in router.servers()} == {"n1": "MAINT", "n2": "UP"}
-        assert router.balancer.drain(["n1"], 60, wait_s=0.2) == "n1: 1 request(s)"
-        assert {router.chat(str(n)).node for n in range(4)} == {"n2"}
-        assert router.balancer.drain(["n1"], 60, wait_s=20) == ""
-        running.join()
+        with meanwhile(*(lambda n=n: router.chat(f"long {n}", n=25, pause_s=0.1) for n in range(2))) as answers:
+            under_way(router, 2)
+            router.balancer.drain(["n1"], 60, wait_s=0)
+            router.reload()
+            assert {row["svname"]: row["status"] for row in router.servers()} == {"n1": "MAINT", "n2": "UP"}
+            assert router.balancer.drain(["n1"], 60, wait_s=0.2) == "n1: 1 request(s)"
+            assert {router.chat(str(n)).node for n in range(4)} == {"n2"}
+            assert router.balancer.drain(["n1"], 60, wait_s=20) == ""
         assert all(each.is_whole for each in answers)
 
     def test_it_is_over_when_its_time_is(self, made: Callable[..., LocalRouter]) -> None:
@@ -363,15 +361,9 @@ class TestDrain:
         # The home of this conversation is busy, and its next turns wait for it.
         asked = [lambda n=n: router.chat("a", n=12, pause_s=0.1, turns=[{"role": "user", "content": str(n)}]) for n in
                  range(4)]  # fmt: skip
-        answers: list[Answer] = []
-        running = threading.Thread(target=lambda: answers.extend(beside(*asked)))
-        running.start()
-        end_s = time.monotonic() + 10
-        while sum(int(row["qcur"]) for row in router.servers()) < 2:
-            assert time.monotonic() < end_s
-            time.sleep(0.02)
-        router.balancer.drain([home], 60, wait_s=20)
-        running.join()
+        with meanwhile(*asked) as answers:
+            until(lambda: sum(int(row["qcur"]) for row in router.servers()) >= 2, 10)
+            router.balancer.drain([home], 60, wait_s=20)
         assert all(each.is_whole for each in answers)
         assert sorted(each.node for each in answers).count(home) == 2
 
@@ -379,21 +371,18 @@ class TestDrain:
 class TestReload:
     def test_keys_come_and_go_and_no_stream_breaks(self, made: Callable[..., LocalRouter]) -> None:
         router = made(2)
-        answers: list[Answer] = []
         asked = [lambda n=n: router.chat(f"long {n}", "bob", n=20, pause_s=0.1) for n in range(4)]
-        running = threading.Thread(target=lambda: answers.extend(beside(*asked)))
-        running.start()
-        under_way(router, 4)
-        keys = router.folder / "folder/user-keys"
-        keys.write_text(
-            keys.read_text().replace("bob", "carol").replace(routed.KEYS["bob"], "key-of-carol-0123456789")
-        )
-        assert router.balancer.compare() == "old"
-        router.reload()
-        assert router.balancer.compare() == "current"
-        assert router.ask("/v1/models", user="bob").status == 401
-        assert router.ask("/v1/models", user="key-of-carol-0123456789").status == 200
-        running.join()
+        with meanwhile(*asked) as answers:
+            under_way(router, 4)
+            keys = router.folder / "folder/user-keys"
+            keys.write_text(
+                keys.read_text().replace("bob", "carol").replace(routed.KEYS["bob"], "key-of-carol-0123456789")
+            )
+            assert router.balancer.compare() == "old"
+            router.reload()
+            assert router.balancer.compare() == "current"
+            assert router.ask("/v1/models", user="bob").status == 401
+            assert router.ask("/v1/models", user="key-of-carol-0123456789").status == 200
         assert all(each.is_whole for each in answers)
 
     def test_no_connection_is_refused_meanwhile(self, made: Callable[..., LocalRouter]) -> None:

@@ -6,6 +6,7 @@ import uuid
 
 import pytest
 
+from tests.fixtures.waiting import until
 from tests.router.clients import Crowd
 from tests.router.conftest import FRONT, NODES
 
@@ -155,9 +156,7 @@ class TestDrain:
         name = NODES[2]
         # As many as there are slots, each of them at work for seconds.
         crowd = Crowd(client, 12, 800)
-        end_s = time.monotonic() + 60
-        while not fleet.requests()[name]:
-            assert time.monotonic() < end_s
+        until(lambda: fleet.requests()[name])
         short = fleet.moehost("router", "drain", f"@podman/{name}", "--wait", "0")
         assert short.returncode == 1
         assert "request(s); no new ones come" in short.stderr
@@ -171,8 +170,5 @@ class TestDrain:
         name = NODES[1]
         assert fleet.moehost("router", "drain", f"@podman/{name}", "--minutes", "1").returncode == 0
         fleet.run(FRONT, "for each in /run/moehost-router-drains/*.until; do echo 1 >$each; done")
-        end_s = time.monotonic() + 90
-        while not fleet.state(name).startswith("UP"):
-            assert time.monotonic() < end_s
-            time.sleep(2)
+        until(lambda: fleet.state(name).startswith("UP"), 90)
         assert fleet.run(FRONT, "ls /run/moehost-router-drains/*.until 2>/dev/null || true") == ""

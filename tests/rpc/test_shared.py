@@ -3,12 +3,12 @@
 import json
 import subprocess
 import time
-from collections.abc import Callable
 
 import pytest
 
 from tests.fixtures.neighbour import Neighbour
 from tests.fixtures.node import Node, changes
+from tests.fixtures.waiting import until
 from tests.rpc.conftest import PORT, Pair
 
 WORKER = "moehost-rpc-tiny.service"
@@ -32,13 +32,6 @@ def shared(pair: Pair, alone: str) -> list[str]:
 
 def prop(node: Node, unit: str, name: str) -> str:
     return node.run(f"systemctl show --property {name} --value {unit}")
-
-
-def until(is_so: Callable[[], bool], what: str) -> None:
-    end_s = time.monotonic() + BACK_S
-    while not is_so():
-        assert time.monotonic() < end_s, f"not within {BACK_S} s: {what}"
-        time.sleep(1)
 
 
 def is_refused(deploy: subprocess.CompletedProcess[str], sentence: str) -> None:
@@ -118,12 +111,12 @@ class TestFailure:
     ) -> None:
         before = int(prop(pair.main, pair.main.unit, "NRestarts"))
         pair.worker.run(f"systemctl kill --signal KILL {WORKER}")
-        until(lambda: prop(pair.worker, WORKER, "SubState") == "running", "the worker listens again")
+        until(lambda: prop(pair.worker, WORKER, "SubState") == "running", BACK_S)
         # Nobody notices before somebody asks, and that request is lost.
         with pytest.raises(AssertionError):
             pair.answer()
-        until(lambda: int(prop(pair.main, pair.main.unit, "NRestarts")) > before, "the server is started again")
-        until(lambda: prop(pair.main, pair.main.unit, "ActiveState") == "active", "the server has answered warm")
+        until(lambda: int(prop(pair.main, pair.main.unit, "NRestarts")) > before, BACK_S)
+        until(lambda: prop(pair.main, pair.main.unit, "ActiveState") == "active", BACK_S)
         assert pair.answer() == alone
 
     def test_a_deploy_notices_before_somebody_asks(self, pair: Pair, alone: str, shared: list[str]) -> None:
@@ -140,7 +133,7 @@ class TestFailure:
         time.sleep(5)
         assert prop(pair.main, pair.main.unit, "SubState") == "start-pre"
         pair.worker.run(f"systemctl start {WORKER}")
-        until(lambda: prop(pair.main, pair.main.unit, "ActiveState") == "active", "the server has answered warm")
+        until(lambda: prop(pair.main, pair.main.unit, "ActiveState") == "active", BACK_S)
         assert pair.answer() == alone
 
     def test_another_engine_there_is_refused(self, pair: Pair, shared: list[str]) -> None:

@@ -6,7 +6,6 @@ import copy
 import json
 import re
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from tests.fixtures.firewalled import GUARD
 from tests.fixtures.gateway_client import PORT
 from tests.fixtures.neighbour import Neighbour
 from tests.fixtures.node import ROOT, Node, changes
+from tests.fixtures.waiting import until
 
 EXPORTER, PROMETHEUS = "127.0.0.1:9100", "127.0.0.1:9090"
 RULES = yaml.safe_load((ROOT / "templates/metrics/rules.yml").read_text())
@@ -49,15 +49,6 @@ def query(node: Node, expression: str) -> list[dict[str, Any]]:
     return found
 
 
-def until(what: Any, limit_s: float = 90) -> Any:
-    """The first answer of `what` that is one."""
-    end_s = time.monotonic() + limit_s
-    while not (found := what()):
-        assert time.monotonic() < end_s, "it did not come about"
-        time.sleep(1)
-    return found
-
-
 def absent(node: Node) -> set[str]:
     """What this node can't tell; control groups of version 1 count no memory of a unit's."""
     counts_memory = node.run(f"systemctl show --property MemoryCurrent --value {node.unit}").isdigit()
@@ -74,13 +65,13 @@ def expressions() -> list[str]:
 @pytest.fixture(scope="module")
 def watched(node: Node) -> Node:
     """The node once Prometheus has looked at it, and its rules have been evaluated."""
-    until(lambda: query(node, "moehost_scrape_success == 1"))
+    until(lambda: query(node, "moehost_scrape_success == 1"), 90)
     return node
 
 
 def test_the_target_is_up_and_is_called_by_the_nodes_name(watched: Node) -> None:
     (target,) = until(
-        lambda: [each for each in ask(watched, "targets")["activeTargets"] if each["health"] != "unknown"]
+        lambda: [each for each in ask(watched, "targets")["activeTargets"] if each["health"] != "unknown"], 90
     )
     assert (target["health"], target["lastError"]) == ("up", "")
     assert target["labels"] == {"instance": watched.run("uname -n"), "job": "moehost"}
@@ -211,7 +202,7 @@ def test_a_port_that_is_taken_is_refused_before_anything_is_touched(watched: Nod
     settings["metrics"]["prometheus_port"] = 9095
     watched.run("systemd-run --quiet --unit=somebody python3 -m http.server 9095 --bind 127.0.0.1")
     try:
-        until(lambda: watched.run("ss -Hltn sport = :9095"))
+        until(lambda: watched.run("ss -Hltn sport = :9095"), 90)
         deploy = watched.deploy(settings)
         assert deploy.returncode == 1
         assert re.search(
@@ -291,7 +282,7 @@ def test_an_owners_prometheus_and_exporter_are_left(watched: Node) -> None:
     apt = "DEBIAN_FRONTEND=noninteractive apt-get -y -q"
     watched.run(f"{apt} install --no-install-recommends -o Dpkg::Options::=--force-confold {packages}")
     listen = "ss -Hltn 'sport = :9191 or sport = :9190' | wc -l"
-    until(lambda: watched.run(listen) == "2")
+    until(lambda: watched.run(listen) == "2", 90)
     pid = watched.run("systemctl show -p MainPID --value prometheus")
     try:
         assert changes(watched.deploy())
@@ -300,7 +291,7 @@ def test_an_owners_prometheus_and_exporter_are_left(watched: Node) -> None:
         assert watched.run(f"curl -s {PROMETHEUS}/-/ready").startswith("Prometheus")
         assert changes(watched.deploy(without))
         # The exporter is where its owner had it, and his Prometheus has not noticed.
-        until(lambda: watched.run(listen) == "2")
+        until(lambda: watched.run(listen) == "2", 90)
         assert watched.run("systemctl show -p MainPID --value prometheus") == pid
     finally:
         watched.run(f"{apt} purge {packages}")

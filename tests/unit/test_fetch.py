@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from moehost.store import Shelf
 from tests.fixtures.fetching import Bench
 from tests.fixtures.http_server import FileHost, Hub
 from tests.fixtures.tiny_gguf import tiny_set, write
+from tests.fixtures.waiting import until
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 TOKEN = "hf_secret"
@@ -330,22 +331,14 @@ def test_full_disk(
     assert f"{SECOND}.part: the disk is full; mend it and run again" in last_line(capsys)
 
 
-def wait_until(condition: Callable[[], bool], limit_s: float = 10) -> None:
-    """Returns when the condition holds, and fails when it does not in time."""
-    deadline_s = time.monotonic() + limit_s
-    while not condition():
-        assert time.monotonic() < deadline_s
-        time.sleep(0.01)
-
-
 @pytest.mark.slow
 def test_progress(bench: Bench, host: FileHost) -> None:
     host.rate_bytes_s = 2e6
     with bench.start(f"{host.url}/m/{FIRST}", sha256=SHA256) as run:
-        wait_until(lambda: bench.progress()["total_bytes"] == MODEL_BYTES)
-        wait_until(lambda: bench.progress()["rate_bytes_s"] > 0)
+        until(lambda: bench.progress()["total_bytes"] == MODEL_BYTES, 10)
+        until(lambda: bench.progress()["rate_bytes_s"] > 0, 10)
         early = bench.progress()
-        wait_until(lambda: bench.progress()["done_bytes"] > early["done_bytes"])
+        until(lambda: bench.progress()["done_bytes"] > early["done_bytes"], 10)
         later = bench.progress()
         host.rate_bytes_s = None
         assert run.wait() == 0
@@ -365,7 +358,7 @@ def test_progress(bench: Bench, host: FileHost) -> None:
 def test_two_runs_at_once_share_one_download(bench: Bench, host: FileHost) -> None:
     host.rate_bytes_s = 12e6
     with bench.start(f"{host.url}/m/{FIRST}", sha256=SHA256) as first:
-        wait_until(lambda: host.sent_bytes > 1_000_000)
+        until(lambda: host.sent_bytes > 1_000_000, 10)
         with bench.start(f"{host.url}/m/{FIRST}", sha256=SHA256) as second:
             assert second.stderr is not None
             assert second.stderr.readline() == "M: waiting for another run that is at work on it\n"
@@ -379,7 +372,7 @@ def test_two_runs_at_once_share_one_download(bench: Bench, host: FileHost) -> No
 def test_interrupt(bench: Bench, host: FileHost) -> None:
     host.rate_bytes_s = 4e6
     with bench.start(f"{host.url}/m/{FIRST}", sha256=SHA256) as run:
-        wait_until(lambda: host.sent_bytes > 1_000_000)
+        until(lambda: host.sent_bytes > 1_000_000, 10)
         os.killpg(run.pid, signal.SIGINT)
         assert run.wait() == 130
         assert run.stderr is not None
@@ -420,8 +413,8 @@ def killed_in_the_second_shard(bench: Bench, host: FileHost) -> Path:
     host.rate_bytes_s, host.slow = 4e6, SECOND
     with bench.start(f"{host.url}/m/{FIRST}", sha256=SHA256) as run:
         # Once a second aria2 writes what it has, and then notes that it is there.
-        wait_until(lambda: held_bytes(part) > 1_000_000)
-        wait_until(lambda: control_file(part).stat().st_mtime_ns >= part.stat().st_mtime_ns)
+        until(lambda: held_bytes(part) > 1_000_000, 10)
+        until(lambda: control_file(part).stat().st_mtime_ns >= part.stat().st_mtime_ns, 10)
         os.killpg(run.pid, signal.SIGKILL)
     assert held_bytes(part) < len(MODEL[SECOND]) - 1_000_000
     host.rate_bytes_s, host.slow = None, ""
@@ -494,14 +487,14 @@ def test_part_of_another_source_is_not_resumed(bench: Bench, host: FileHost) -> 
 def test_orphan_of_a_killed_run_is_waited_for(bench: Bench, host: FileHost) -> None:
     host.rate_bytes_s = 1e6
     with bench.start(f"{host.url}/m/{FIRST}", sha256=SHA256) as run:
-        wait_until(lambda: host.sent_bytes > 100_000)
+        until(lambda: host.sent_bytes > 100_000, 10)
         os.kill(run.pid, signal.SIGKILL)
     asked = len(host.requests)
     with bench.start(f"{host.url}/m/{FIRST}", sha256=SHA256) as second:
         assert second.stderr is not None
         assert second.stderr.readline() == "M: waiting for another run that is at work on it\n"
         # The orphan would need another 8 s for its file, but ends when it misses its parent.
-        wait_until(lambda: any(r.headers.get("Range") == "bytes=0-0" for r in host.requests[asked:]), 4)
+        until(lambda: any(r.headers.get("Range") == "bytes=0-0" for r in host.requests[asked:]), 4)
         host.rate_bytes_s = None
         assert second.wait() == 0
     assert bench.holds(MODEL)

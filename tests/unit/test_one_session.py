@@ -13,7 +13,7 @@ import pytest
 from pyinfra.connectors.sshuserclient import SSHClient
 
 from roles.one_session import UNKNOWN, Session
-from tests.fixtures.ssh_server import serving
+from tests.fixtures.ssh_server import host_data, serving
 
 ROOT = Path(__file__).parents[2]
 
@@ -147,12 +147,7 @@ python.call(name="Ask again", function=lambda: print("SAID", host.get_fact(Said,
 
 
 def test_facts_share_a_session_until_another_command_comes(port: int, commands: list[str], tmp_path: Path) -> None:
-    paramiko.RSAKey.generate(2048).write_private_key_file(str(tmp_path / "key"))
-    data = {
-        "ssh_hostname": "127.0.0.1", "ssh_port": port, "ssh_user": "root", "ssh_key": str(tmp_path / "key"),
-        "ssh_known_hosts_file": str(tmp_path / "known_hosts"), "ssh_strict_host_key_checking": "accept-new",
-    }  # fmt: skip
-    (tmp_path / "hosts.py").write_text(f"nodes = [('node', {data!r})]\n")
+    (tmp_path / "hosts.py").write_text(f"nodes = [('node', {host_data(tmp_path, port)!r})]\n")
     (tmp_path / "deploy.py").write_text(DEPLOY)
     program = Path(sys.executable).with_name("pyinfra")
     words = [program, tmp_path / "hosts.py", tmp_path / "deploy.py", "--yes", "--json"]

@@ -7,12 +7,12 @@ import shutil
 import socket
 import subprocess
 import threading
-import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
 from roles.operations import render
+from tests.fixtures.loopback import Handler, Loopback
+from tests.fixtures.waiting import until
 
 KEY = "k-0123456789abcdef"
 TOLD = {"timings": {"predicted_n": 8}}
@@ -21,7 +21,7 @@ CURL = shutil.which("curl")
 pytestmark = pytest.mark.skipif(not CURL, reason="curl is not installed")
 
 
-class Server:
+class Server(Loopback):
     """A stand-in for llama-server: `/health` has these statuses, the last one for ever, completions have `answer`.
 
     A status of None is no answer at all; a completion takes as long as `delays_s` says, in turn, None being for ever.
@@ -29,64 +29,42 @@ class Server:
     """
 
     def __init__(self, *health, port=0, answer=TOLD, keys=(KEY,), delays_s=()):
+        super().__init__(Question, port)
         self.health, self.answer, self.keys, self.requests = list(health), answer, keys, []
         self.hung_up, self.delays_s = threading.Event(), list(delays_s)
-        owner = self
 
-        class Handler(BaseHTTPRequestHandler):
-            def log_message(self, *_):
-                """Keeps the test's output quiet."""
-
-            def do_GET(self):
-                status = owner.health.pop(0) if len(owner.health) > 1 else owner.health[0]
-                owner.requests.append((self.path, self.headers, None))
-                if status is None:
-                    owner.hung_up.wait()
-                else:
-                    self.say(status, {"status": "ok" if status == 200 else "loading model"})
-
-            def do_POST(self):
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                owner.requests.append((self.path, self.headers, body))
-                if owner.delays_s:
-                    owner.hung_up.wait(owner.delays_s.pop(0))
-                if self.headers["Authorization"] in [f"Bearer {key}" for key in owner.keys]:
-                    self.say(200, owner.answer)
-                else:
-                    self.say(401, {"error": {"message": "Invalid API Key"}})
-
-            def say(self, status, answer):
-                text = json.dumps(answer, separators=(",", ":")).encode()
-                self.send_response(status)
-                self.send_header("Content-Length", str(len(text)))
-                self.end_headers()
-                self.wfile.write(text)
-
-        self.http = ThreadingHTTPServer(("127.0.0.1", port), Handler)
-        self.http.daemon_threads = True
-        self.thread = threading.Thread(target=self.http.serve_forever, args=(0.02,), daemon=True)
-
-    def __enter__(self):
-        self.thread.start()
-        return self
-
-    def __exit__(self, *_):
+    def __exit__(self, *error):
         self.hung_up.set()
-        self.http.shutdown()
-        self.http.server_close()
-
-    @property
-    def port(self):
-        return self.http.server_port
-
-    @property
-    def url(self):
-        return f"http://127.0.0.1:{self.port}"
+        super().__exit__(*error)
 
     @property
     def prompts(self):
         """The bodies of the completions that were asked for."""
         return [body for path, _, body in self.requests if path == "/completion"]
+
+
+class Question(Handler):
+    def do_GET(self):
+        health = self.owner.health
+        status = health.pop(0) if len(health) > 1 else health[0]
+        self.owner.requests.append((self.path, self.headers, None))
+        if status is None:
+            self.owner.hung_up.wait()
+        else:
+            self.answer(status, {"status": "ok" if status == 200 else "loading model"})
+
+    def do_POST(self):
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.owner.requests.append((self.path, self.headers, body))
+        if self.owner.delays_s:
+            self.owner.hung_up.wait(self.owner.delays_s.pop(0))
+        if self.headers["Authorization"] in [f"Bearer {key}" for key in self.owner.keys]:
+            self.answer(200, self.owner.answer)
+        else:
+            self.answer(401, {"error": {"message": "Invalid API Key"}})
+
+    def answer(self, status, data):
+        self.say(status, json.dumps(data, separators=(",", ":")))
 
 
 class Bench:
@@ -154,14 +132,6 @@ def main_process():
     process.wait()
 
 
-def until(condition):
-    """Return when the condition holds; it must within ten seconds."""
-    end = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.01)
-
-
 class TestPreflight:
     def test_what_is_needed_is_there(self, bench):
         assert bench.run("preflight", bench.model, 1000) == (0, "")
@@ -223,7 +193,7 @@ class TestWaitReady:
         with Server(200) as server:
             port = server.port
         program = bench.start("wait-ready", f"http://127.0.0.1:{port}", 20, faster=self.QUICK)
-        until(bench.has_asked)
+        until(bench.has_asked, 10)
         with Server(200, port=port):
             _, words = program.communicate(timeout=30)
         assert (program.returncode, words) == (0, "")
@@ -239,7 +209,7 @@ class TestWaitReady:
     def test_a_server_that_dies_ends_the_wait(self, bench, main_process):
         with Server(503) as server:
             program = bench.start("wait-ready", server.url, 20, main_pid=main_process.pid, faster=self.QUICK)
-            until(lambda: len(server.requests) >= 2)
+            until(lambda: len(server.requests) >= 2, 10)
             main_process.kill()
             main_process.wait()
             _, words = program.communicate(timeout=30)

@@ -11,8 +11,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,6 +22,7 @@ from moehost import rehearse
 from moehost.gguf import read_heads, read_set
 from moehost.rehearsal import Job, Result, Shard, shards
 from moehost.rehearse import RehearsalError, arguments, overcommitting, run, write_sparse
+from tests.fixtures.waiting import until
 from tests.unit.full_size import Layout, qwen35_397b, write, write_split
 
 SOURCE = Path(__file__).parents[2] / "src"
@@ -118,13 +117,6 @@ def is_alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
         return False
-
-
-def wait_until(holds: Callable[[], bool]) -> None:
-    until_s = time.monotonic() + 20
-    while not holds():
-        assert time.monotonic() < until_s
-        time.sleep(0.02)
 
 
 class TestRehearsal:
@@ -247,7 +239,7 @@ class TestEnds:
         bench.stub(*BUFFERS)
         bench.model(SMALL)
         child = bench.start()
-        wait_until(bench.report.exists)
+        until(bench.report.exists, 20)
         assert list(bench.work.iterdir()) != []
         child.send_signal(number)
         child.communicate(timeout=20)
@@ -258,10 +250,10 @@ class TestEnds:
     def test_the_engine_dies_with_a_program_that_is_killed(self, bench: Bench) -> None:
         bench.stub(*BUFFERS)
         child = bench.start()
-        wait_until(bench.report.exists)
+        until(bench.report.exists, 20)
         child.kill()
         child.communicate(timeout=20)
-        wait_until(lambda: not is_alive(bench.seen["pid"]))
+        until(lambda: not is_alive(bench.seen["pid"]), 20)
 
 
 class TestFiles:

@@ -7,10 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import paramiko
 import pytest
 
-from tests.fixtures.ssh_server import serving
+from tests.fixtures.ssh_server import host_data, serving
 
 ROOT = Path(__file__).parents[2]
 # pyinfra's command line as it is, and what each connection says of Nagle's algorithm as soon as SSH begins on it.
@@ -47,16 +46,7 @@ def connections(folder: Path, port: int, own: str = "{}", **data: Any) -> list[s
 
     + own: further data of the host, as the inventory spells it
     """
-    paramiko.RSAKey.generate(2048).write_private_key_file(str(folder / "key"))
-    (folder / "known_hosts").touch()
-    data = {
-        "ssh_hostname": "127.0.0.1",
-        "ssh_port": port,
-        "ssh_user": "root",
-        "ssh_key": str(folder / "key"),
-        "ssh_known_hosts_file": str(folder / "known_hosts"),
-        **data,
-    }
+    data = host_data(folder, port) | data
     (folder / "hosts.py").write_text(f"{OWN}nodes = [('node', {data!r} | {own})]\n")
     command = [sys.executable, "-c", PROGRAM, str(folder / "hosts.py"), "exec", "--", "true"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
