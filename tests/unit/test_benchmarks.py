@@ -107,6 +107,10 @@ def test_a_page_says_that_the_computer_was_busy():
     assert warning not in deploy.page(recorded())
 
 
+def test_the_page_that_is_published_is_that_of_its_figures():
+    assert (ROOT / "docs/performance.md").read_text() == deploy.page(figures.parse(ROOT / "docs/performance.json"))
+
+
 def test_the_playbook_can_be_read(tmp_path, told):
     (tmp_path / "values.json").write_text(json.dumps(told))
     (tmp_path / "hosts.yml").write_text(json.dumps({"nodes": {"hosts": {"node": {}}}}))
