@@ -108,7 +108,7 @@ def test_the_second_run_changes_nothing_and_waits_for_the_slow_one_once(inventor
     assert told.outcomes == {"ok": RIGHT, "failed": ["broken", *ABSENT]}, told.talk
     assert told.changed() == []
     # Its commands alone, which wait half a second each, take longer than any other's whole deploy.
-    assert slow_s > told.nodes["slow"]["commands"] * SLOW_S
+    assert slow_s > 20 * SLOW_S
     assert slow_s > others_s[-1]
     assert told.wall_s < 2 * slow_s + CONNECT_S
     # Who was through told it before the slow one was.
