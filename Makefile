@@ -1,6 +1,6 @@
 # moehost: `make demo` shows it, `make test` proves it, `make` lists the rest.
 .DEFAULT_GOAL := help
-.PHONY: help setup host-packages demo bench-deploy docs test test-quick test-slow test-quickstart test-molecule test-interrupted test-engine test-switch test-nvidia test-trust test-router test-rpc test-faults test-fleet test-bench test-vm lint format lock clean
+.PHONY: help setup host-packages demo bench-deploy docs test test-quick test-slow test-quickstart test-molecule test-interrupted test-engine test-switch test-nvidia test-trust test-router test-rpc test-faults test-fleet test-browser test-bench test-vm lint format lock clean
 SHELL := /bin/sh
 
 PYTHON ?= python3
@@ -49,10 +49,10 @@ demo: setup ## Start the sandbox, provision it, ask its model something
 docs: setup ## Build the documentation as a site, without a warning: site/index.html
 	NO_MKDOCS_2_WARNING=1 mkdocs build --strict
 
-test: lint $(MODEL) ## Everything, three suites at a time; benchmarks have the computer for themselves
+test: $(MODEL) ## Everything, three suites at a time; benchmarks have the computer for themselves
 	@LOAD_S=$${LOAD_S:-60} python scripts/suites.py --at-once 3 \
-		test-vm test-quick test-trust test-router test-engine test-faults test-interrupted test-switch test-nvidia \
-		test-rpc test-molecule test-quickstart test-fleet test-slow docs --alone test-bench
+		lint test-vm test-quick test-trust test-router test-engine test-faults test-interrupted test-switch \
+		test-nvidia test-rpc test-molecule test-quickstart test-fleet test-slow test-browser docs --alone test-bench
 	@cat .sandbox/*-figures .sandbox/faults-table.md
 	@echo "== all tests passed"
 
@@ -107,10 +107,12 @@ test-fleet: setup $(MODEL) ## Sixteen nodes over SSH: one broken, one slow, two 
 test-rpc: setup $(MODEL) ## One model over two nodes: guarded, killed, refused, undone
 	molecule test --scenario-name rpc
 
-test-bench: setup $(MODEL) ## Benchmarks of a node: 28 runs, verdicts, the search for the best configuration; reports and documentation in a browser
+test-bench: setup $(MODEL) ## Benchmarks of a node: 28 runs, verdicts, the search for the best configuration
+	molecule test --scenario-name bench
+
+test-browser: setup ## Reports and documentation in a browser
 	PYTHON=$(PYTHON) scripts/host-packages browser
 	pytest tests/browser
-	molecule test --scenario-name bench
 
 test-vm: setup $(MODEL) ## A virtual machine with a kernel of its own, over SSH: NUMA, containers, reinstalled, rebooted
 	molecule test --scenario-name vm
