@@ -97,10 +97,10 @@ class Figures:
         """Sessions of SSH for each node: one for each command or transfer of files that shares none."""
         return fmean(row.sessions for row in self.of(tool, nodes, what).values())
 
-    def kilobytes(self, tool: str, nodes: int, what: What) -> float:
-        """What went over the network for each node, both ways, in 1000 bytes."""
+    def megabytes(self, tool: str, nodes: int, what: What) -> float:
+        """What went over the network for each node, both ways, in 10^6 bytes."""
         rows = self.of(tool, nodes, what).values()
-        return fmean(row.received_bytes + row.sent_bytes for row in rows) / 1000
+        return fmean(row.received_bytes + row.sent_bytes for row in rows) / 1e6
 
     def to_json(self) -> str:
         """The text that `parse` reads, a line for each row."""

@@ -22,7 +22,7 @@ SETTINGS = settings.read(sandbox[0][1])
 
 
 def row(tool: str, nodes: int, what: figures.What, number: int, seconds: float) -> figures.Row:
-    return figures.Row(tool, nodes, what, number, seconds, 0, 30, 2, 1000, 2000)
+    return figures.Row(tool, nodes, what, number, seconds, 0, 30, 2, 1_000_000, 2_000_000)
 
 
 def recorded(load: str = "0.1") -> figures.Figures:
@@ -81,12 +81,9 @@ def test_recorded_figures_become_a_page(tmp_path):
     assert figures.parse(out) == recorded()
     assert run("--only-report", "--out", out, "--report", page) == (0, f"moehost: wrote {page}\n")
     lines = page.read_text().splitlines()
-    assert (
-        "| 1 | nothing to do | 1.00 | 5.50 [5.00, 6.00] | 5.5 [5.0, 6.0] | 30 and 30 | 2 and 2 | 3 and 3 |" in lines
-    )
-    assert (
-        "| 16 | first run | 4.00 | 22.00 [20.00, 24.00] | 5.5 [5.0, 6.0] | 30 and 30 | 2 and 2 | 3 and 3 |" in lines
-    )
+    counted = "| 30 and 30 | 2 and 2 | 3.00 and 3.00 |"
+    assert f"| 1 | nothing to do | 1.00 | 5.50 [5.00, 6.00] | 5.5 [5.0, 6.0] {counted}" in lines
+    assert f"| 16 | first run | 4.00 | 22.00 [20.00, 24.00] | 5.5 [5.0, 6.0] {counted}" in lines
     assert any("takes moehost 4.0 times as long" in line for line in lines)
 
 
