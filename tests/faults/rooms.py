@@ -1,17 +1,15 @@
 """Disks without room."""
 
-import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from moehost import synthetic
 from tests.faults.drill import RUN, Drill, faults
+from tests.fixtures.hub import REVISION, on_node
 from tests.fixtures.node import ROOT, changes
 
 FAULTS, fault = faults()
 STORE = "/srv/full"
-REVISION = "0123456789abcdef0123456789abcdef01234567"
-FIXTURES = ROOT / "tests/fixtures/http_server.py", ROOT / "tests/integration/hub.py"
 
 
 @contextmanager
@@ -34,15 +32,8 @@ def hub(drill: Drill) -> Iterator[str]:
     there = ROOT / ".sandbox/faults-hub"
     there.mkdir(exist_ok=True)
     synthetic.write(there / "big.gguf", synthetic.Shape(shards=3, seed=7))
-    drill.run("mkdir -p /srv/hub && printf token >/srv/hub/token")
-    for path in [*there.glob("*.gguf"), *FIXTURES]:
-        subprocess.run(["podman", "cp", str(path), f"{drill.node.name}:/srv/hub/{path.name}"], check=True)
-    drill.run(f"systemd-run --quiet --collect --unit=hub python3 /srv/hub/hub.py /srv/hub {REVISION} 3000000")
-    drill.run("for i in $(seq 100); do test -e /srv/hub/url && exit 0; sleep 0.1; done; exit 1")
-    try:
-        yield drill.run("cat /srv/hub/url")
-    finally:
-        drill.run("systemctl stop hub; rm -rf /srv/hub")
+    with on_node(drill.node, there, "token") as url:
+        yield url
 
 
 @fault(

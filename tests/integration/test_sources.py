@@ -1,18 +1,15 @@
 """The node fetches a split model from a hub, is cut off, goes on, and serves it."""
 
-import subprocess
 import threading
 import time
-from pathlib import Path
 
 import pytest
 
 from moehost import synthetic
-from tests.fixtures.node import ROOT, changes
+from tests.fixtures.hub import REVISION, on_node
+from tests.fixtures.node import changes
 
-REVISION = "0123456789abcdef0123456789abcdef01234567"
 TOKEN = "hf_a-token-that-must-not-be-seen"
-RATE_BYTES_S = 3_000_000
 
 
 @pytest.fixture(scope="module")
@@ -20,14 +17,9 @@ def hub(node, tmp_path_factory):
     """Address of a hub in the node that holds a model in three shards and wants a token."""
     folder = tmp_path_factory.mktemp("hub")
     synthetic.write(folder / "split.gguf", synthetic.Shape(shards=3, seed=1))
-    node.run("mkdir -p /srv/hub")
-    for path in [*folder.glob("*.gguf"), ROOT / "tests/fixtures/http_server.py", Path(__file__).with_name("hub.py")]:
-        subprocess.run(["podman", "cp", str(path), f"{node.name}:/srv/hub/{path.name}"], check=True)
-    subprocess.run(["podman", "exec", "-i", node.name, "tee", "/srv/hub/token"], input=TOKEN.encode(), check=True)
-    node.run(f"systemd-run --quiet --unit=hub python3 /srv/hub/hub.py /srv/hub {REVISION} {RATE_BYTES_S}")
-    node.run("for i in $(seq 100); do test -e /srv/hub/url && exit 0; sleep 0.1; done; exit 1")
-    yield node.run("cat /srv/hub/url")
-    node.run("systemctl stop hub; rm -rf /srv/hub /srv/models/split")
+    with on_node(node, folder, TOKEN) as url:
+        yield url
+    node.run("rm -rf /srv/models/split")
     changes(node.deploy())
 
 
