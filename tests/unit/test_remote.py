@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -12,48 +10,42 @@ import pytest
 from moehost.gguf import GgufError, read_set
 from moehost.gguf import read_heads as local_heads
 from moehost.remote import read_heads, read_url
+from tests.fixtures.loopback import Handler, Loopback
 from tests.unit.full_size import Layout, qwen35_397b, write, write_split
 
 
-class Hub(ThreadingHTTPServer):
+class Hub(Loopback):
     """Serves one folder; `mode` says how well, `log` keeps what was asked and with which credential."""
 
     def __init__(self, folder: Path) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
+        super().__init__(Question)
         self.folder, self.mode = folder, "ranges"
         self.log: list[tuple[str, str | None, str | None]] = []
 
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}"
 
-
-class Handler(BaseHTTPRequestHandler):
-    server: Hub
-
-    def log_message(self, *_: object) -> None:
-        """Keeps the test's output quiet."""
+class Question(Handler):
+    owner: Hub
 
     def do_GET(self) -> None:
         wanted = self.headers["Range"]
-        self.server.log.append((self.path, wanted, self.headers["Authorization"]))
+        self.owner.log.append((self.path, wanted, self.headers["Authorization"]))
         if self.path.startswith("/hub/"):
             self.send_response(302)
             self.send_header("Location", self.path.removeprefix("/hub"))
             self.end_headers()
             return
-        path = self.server.folder / self.path.partition("?")[0].lstrip("/")
+        path = self.owner.folder / self.path.partition("?")[0].lstrip("/")
         if not path.exists():
             self.send_error(404)
             return
         total = path.stat().st_size
         first, last = (int(part) for part in wanted.removeprefix("bytes=").split("-"))
-        if self.server.mode == "shifted":
+        if self.owner.mode == "shifted":
             first += 1
-        if self.server.mode == "growing":
-            total += len(self.server.log)
+        if self.owner.mode == "growing":
+            total += len(self.owner.log)
         with path.open("rb") as file:
-            if self.server.mode == "whole":
+            if self.owner.mode == "whole":
                 self.send_response(200)
                 self.send_header("Content-Length", str(total))
                 self.end_headers()
@@ -74,11 +66,7 @@ class Handler(BaseHTTPRequestHandler):
 @pytest.fixture
 def hub(tmp_path: Path) -> Iterator[Hub]:
     with Hub(tmp_path) as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
-        thread.start()
         yield server
-        server.shutdown()
-        thread.join()
 
 
 SMALL = Layout({"general.architecture": "llama"}, [(f"{name}.weight", (64, 4), "Q8_0") for name in "abc"], 50)
